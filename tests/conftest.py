@@ -1,0 +1,43 @@
+"""Fixtures. Material that does not ship with the repository lies beside it in `shared/`; without it
+(a user's clone) the tests that need it are skipped with the reason, in CI they must run."""
+
+import os
+import pathlib
+
+os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+# One JAX compile takes seconds: tests of one run, and runs one after another, share them.
+jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+
+
+def _shared(name: str) -> pathlib.Path:
+    path = SHARED / name
+    if not path.exists():
+        if os.environ.get("CI"):
+            pytest.fail(f"{path} is missing, and in CI it must be there")
+        pytest.skip(f"needs {path}, which does not ship with the repository")
+    return path
+
+
+@pytest.fixture(scope="session")
+def parity() -> pathlib.Path:
+    """Reference activations of the official models."""
+    return _shared("parity")
+
+
+@pytest.fixture(scope="session")
+def sousa_mini() -> pathlib.Path:
+    """Real SOUSA clips in the Hub's layout: 1,450 / 200 / 400."""
+    return _shared("sousa_mini")
+
+
+@pytest.fixture(scope="session")
+def sousa_formats() -> pathlib.Path:
+    """Nine clips in the Hub's exact layout (`hub/`) and in the generator's local one (`local/`)."""
+    return _shared("sousa_hub_format")
