@@ -1,0 +1,110 @@
+"""The backbones, by name, and their parameters as flat dictionaries.
+
+Outside `sousa_jax.models` a network is three things: its config, and two dictionaries from dotted paths
+(`blocks.3.project.kernel`) to arrays: what gradients train (`params`) and what batch norm tracks (`stats`).
+Filters, ports, checkpoints and error messages all speak in these paths.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from sousa_jax.errors import InputError, nearest
+from sousa_jax.frontends import FrontendSpec
+from sousa_jax.models.efficientat import EfficientAT, EfficientATConfig
+from sousa_jax.models.layers import Outputs
+
+Arrays = dict[str, jax.Array]
+
+_MODELS: dict[str, tuple[type, type]] = {"efficientat": (EfficientATConfig, EfficientAT)}
+MODEL_NAMES = tuple(_MODELS)
+
+
+def _entry(name: str) -> tuple[type, type]:
+    if name not in _MODELS:
+        raise InputError(f"unknown model {name!r}, known: {', '.join(MODEL_NAMES)}")
+    return _MODELS[name]
+
+
+def make_config(name: str, variant: str, **changes: Any) -> Any:
+    """The config of a released variant (`mn10`) of a model (`efficientat`), with some fields changed."""
+    config_class, _ = _entry(name)
+    fields = [field.name for field in dataclasses.fields(config_class)]
+    for key in changes:
+        if key not in fields:
+            raise InputError(f"model {name!r} has no setting {key!r}; nearest: {nearest(key, fields) or fields}")
+    return config_class.preset(variant, **changes)
+
+
+def config_to_json(name: str, config: Any) -> dict[str, Any]:
+    """What a checkpoint stores beside its arrays, the frontend included."""
+    return {"model": name, "config": dataclasses.asdict(config)}
+
+
+def config_from_json(stored: dict[str, Any]) -> tuple[str, Any]:
+    """Inverse of `config_to_json`: `(name, config)`."""
+    config_class, _ = _entry(stored["model"])
+    fields = dict(stored["config"])
+    return stored["model"], config_class(**{**fields, "frontend": FrontendSpec(**fields["frontend"])})
+
+
+def init(name: str, config: Any, seed: int = 0) -> tuple[Arrays, Arrays]:
+    """Freshly initialized `(params, stats)`, as the paper initializes; deterministic in the seed."""
+    _, model_class = _entry(name)
+
+    @jax.jit  # one compiled program instead of an eager call per array
+    def create():
+        return _flatten(nnx.state(model_class(config, rngs=nnx.Rngs(seed))))
+
+    return create()
+
+
+def apply_fn(name: str, config: Any) -> Callable[..., tuple[Outputs, Arrays]]:
+    """The network as a pure function.
+
+    Returns `apply(params, stats, features, *, train=False, rng=None) -> (Outputs, new_stats)`; the new
+    statistics equal the old ones unless `train`.
+    """
+    graphdef, template = _abstract(name, config)
+
+    def apply(params, stats, features, *, train=False, rng=None):
+        model = _unflatten(graphdef, template, {**params, **stats})
+        outputs = model(features, train=train, rng=rng)
+        return outputs, _flatten(nnx.state(model))[1]
+
+    return apply
+
+
+def module(name: str, config: Any, params: Arrays, stats: Arrays) -> nnx.Module:
+    """The network as an NNX module holding these arrays, for a look inside (`EfficientAT.stages`)."""
+    graphdef, template = _abstract(name, config)
+    return _unflatten(graphdef, template, {**params, **stats})
+
+
+def abstract(name: str, config: Any) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes and dtypes of `(params, stats)` without making them."""
+    return jax.eval_shape(lambda: _flatten(nnx.state(_entry(name)[1](config, rngs=nnx.Rngs(0)))))
+
+
+def _abstract(name, config):
+    model_class = _entry(name)[1]
+    return nnx.split(nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0))))
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(map(str, path))
+
+
+def _flatten(state: nnx.State) -> tuple[Arrays, Arrays]:
+    params, stats = {}, {}
+    for path, variable in nnx.to_flat_state(state):
+        (params if isinstance(variable, nnx.Param) else stats)[_dotted(path)] = variable.get_value()
+    return params, stats
+
+
+def _unflatten(graphdef: nnx.GraphDef, template: nnx.State, arrays: Arrays) -> nnx.Module:
+    flat = [(path, variable.replace(arrays[_dotted(path)])) for path, variable in nnx.to_flat_state(template)]
+    return nnx.merge(graphdef, nnx.from_flat_state(flat))

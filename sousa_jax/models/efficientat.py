@@ -1,0 +1,321 @@
+"""EfficientAT's MobileNets (`mn*`) in Flax NNX: MobileNetV3-Large with one input channel.
+
+Paper: F. Schmid, K. Koutini, G. Widmer, "Efficient Large-Scale Audio Tagging Via
+Transformer-to-CNN Knowledge Distillation", ICASSP 2023 (arXiv:2211.04772).
+Official code: github.com/fschmid56/EfficientAT, `models/mn/`; released weights come in through `ports`.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sousa_jax.errors import InputError, nearest
+from sousa_jax.frontends import FrontendSpec
+from sousa_jax.models.layers import Outputs, depthwise_conv
+
+# kernel, expanded channels, output channels, squeeze-excitation, activation, stride: at width 1.
+# Strides of 2 are replaced by `EfficientATConfig.strides`, in order.
+BLOCKS = (
+    (3, 16, 16, False, "relu", 1),
+    (3, 64, 24, False, "relu", 2),
+    (3, 72, 24, False, "relu", 1),
+    (5, 72, 40, True, "relu", 2),
+    (5, 120, 40, True, "relu", 1),
+    (5, 120, 40, True, "relu", 1),
+    (3, 240, 80, False, "hard_swish", 2),
+    (3, 200, 80, False, "hard_swish", 1),
+    (3, 184, 80, False, "hard_swish", 1),
+    (3, 184, 80, False, "hard_swish", 1),
+    (3, 480, 112, True, "hard_swish", 1),
+    (3, 672, 112, True, "hard_swish", 1),
+    (5, 672, 160, True, "hard_swish", 2),
+    (5, 960, 160, True, "hard_swish", 1),
+    (5, 960, 160, True, "hard_swish", 1),
+)
+_ACTIVATIONS = {"relu": nnx.relu, "hard_swish": nnx.hard_swish, "none": lambda x: x}
+_AGGREGATIONS = {"max": jnp.max, "avg": jnp.mean, "add": jnp.sum, "min": jnp.min}
+HEADS = ("mlp", "fully_convolutional", "multihead_attention_pooling")
+
+
+def _mels(n_mels: int) -> FrontendSpec:
+    return FrontendSpec(n_mels=n_mels)
+
+
+def _hop_ms(hop_ms: int) -> FrontendSpec:
+    return FrontendSpec(hop_length=32 * hop_ms)
+
+
+# The released variants: width, hop, mel bands, head and strides of each.
+PRESETS: dict[str, dict[str, Any]] = {
+    **{f"mn{tenths:02d}": {"width": tenths / 10} for tenths in (1, 2, 4, 5, 10, 20, 30, 40)},
+    **{f"mn10_hop_{ms}": {"frontend": _hop_ms(ms)} for ms in (5, 15, 20, 25)},
+    **{f"mn10_mels_{n}": {"frontend": _mels(n)} for n in (40, 64, 256)},
+    "mn10_fc": {"head": "fully_convolutional"},
+    "mn10_fc_s2221": {"head": "fully_convolutional", "strides": (2, 2, 2, 1)},
+    "mn10_fc_s2211": {"head": "fully_convolutional", "strides": (2, 2, 1, 1)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EfficientATConfig:
+    """Shape of an EfficientAT network.
+
+    Attributes:
+      width: multiplies every channel count.
+      num_classes: size of the logits.
+      head: one of `HEADS`; `attention_heads` is for the last of them.
+      strides: of the four blocks that halve the resolution in the original (C1 .. C4).
+      se_dims: squeeze-excitation over channel (`c`), mel band (`f`) and frame (`t`), side by side;
+        any letters of `cft`, or the empty string for none. `t` ties the network to one clip length.
+      se_agg: how several such branches are joined: max, avg, add, min.
+      se_reduction: the bottleneck is this many times narrower.
+      dropout: in the `mlp` head.
+      frontend: what turns samples into the network's input.
+    """
+
+    width: float = 1.0
+    num_classes: int = 40
+    head: str = "mlp"
+    attention_heads: int = 4
+    strides: tuple[int, int, int, int] = (2, 2, 2, 2)
+    se_dims: str = "c"
+    se_agg: str = "max"
+    se_reduction: int = 4
+    dropout: float = 0.2
+    frontend: FrontendSpec = dataclasses.field(default_factory=FrontendSpec)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strides", tuple(self.strides))  # JSON brings it back as a list
+        if self.head not in HEADS:
+            raise InputError(f"head {self.head!r} is unknown, expected one of {HEADS}")
+        if self.se_agg not in _AGGREGATIONS:
+            raise InputError(f"se_agg {self.se_agg!r} is unknown, expected one of {tuple(_AGGREGATIONS)}")
+        if len(set(self.se_dims)) != len(self.se_dims) or not set(self.se_dims) <= set("cft"):
+            raise InputError(f"se_dims {self.se_dims!r} is not made of different letters of 'cft'")
+        if len(self.strides) != 4 or not set(self.strides) <= {1, 2}:
+            raise InputError(f"strides {self.strides} must be four numbers, each 1 or 2")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "EfficientATConfig":
+        """A released variant by name (`PRESETS`), for example `mn10` or `mn10_hop_5`."""
+        if name not in PRESETS:
+            raise InputError(f"unknown EfficientAT variant {name!r}; nearest: {nearest(name, PRESETS)}")
+        return cls(**{**PRESETS[name], **changes})
+
+    def channels(self, at_width_one: int) -> int:
+        """Channels at this width: a multiple of 8, at least 8, never below 90 % of the exact product."""
+        return _divisible_by_8(at_width_one * self.width)
+
+
+def _divisible_by_8(value: float) -> int:
+    rounded = max(8, int(value + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * value else rounded
+
+
+def _kaiming_fan_out(rngs: nnx.Rngs, shape: tuple[int, ...], fan_out: int) -> nnx.Param:
+    return nnx.Param(jax.random.normal(rngs.params(), shape) * (2.0 / fan_out) ** 0.5)
+
+
+class Norm(nnx.BatchNorm):
+    """Batch norm with the official constants (eps 1e-3; PyTorch's momentum 0.01 is 0.99 here).
+    Statistics are float32 whatever the input; the output keeps the input's dtype."""
+
+    def __init__(self, channels: int, *, epsilon: float = 1e-3, momentum: float = 0.99, rngs: nnx.Rngs):
+        super().__init__(channels, epsilon=epsilon, momentum=momentum, rngs=rngs)
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return super().__call__(x, use_running_average=not train).astype(x.dtype)
+
+
+class InputConv(nnx.Module):
+    """The 3 × 3 convolution of stride 2 on the single-channel spectrogram, as nine slices and one product."""
+
+    def __init__(self, out_channels: int, *, rngs: nnx.Rngs):
+        self.kernel = _kaiming_fan_out(rngs, (3, 3, out_channels), fan_out=9 * out_channels)
+        self.norm = Norm(out_channels, rngs=rngs)
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        height, width = (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1)))
+        patches = [x[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2] for i in range(3) for j in range(3)]
+        kernel = self.kernel[...].reshape(9, -1).astype(x.dtype)
+        return nnx.hard_swish(self.norm(jnp.stack(patches, axis=-1) @ kernel, train))  # (B, M/2, T/2, C)
+
+
+class Pointwise(nnx.Module):
+    """1 × 1 convolution, batch norm, activation."""
+
+    def __init__(self, in_channels: int, out_channels: int, activation: str, *, rngs: nnx.Rngs):
+        self.kernel = _kaiming_fan_out(rngs, (in_channels, out_channels), fan_out=out_channels)
+        self.norm = Norm(out_channels, rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return _ACTIVATIONS[self.activation](self.norm(x @ self.kernel[...].astype(x.dtype), train))
+
+
+class Depthwise(nnx.Module):
+    """Depthwise k × k convolution, batch norm, activation."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, activation: str, *, rngs: nnx.Rngs):
+        # The official fan-out counts all output channels, though each has one input channel only.
+        shape = (kernel_size, kernel_size, channels)
+        self.kernel = _kaiming_fan_out(rngs, shape, fan_out=kernel_size**2 * channels)
+        self.norm = Norm(channels, rngs=rngs)
+        self.stride = stride
+        self.activation = activation
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = depthwise_conv(x, self.kernel[...].astype(x.dtype), self.stride)
+        return _ACTIVATIONS[self.activation](self.norm(x, train))
+
+
+def _linear(in_features: int, out_features: int, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(in_features, out_features, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+
+
+class SqueezeExcitation(nnx.Module):
+    """Gates one axis of `(batch, mel, frame, channel)` by its own mean; the gate is a plain sigmoid.
+
+    The official code gates only channels and frames: its view of a mel-band mean does not fit its linear
+    layer. Here `f` does what it says there.
+    """
+
+    _AXES: dict[str, int] = {"f": 1, "t": 2, "c": 3}
+
+    def __init__(self, dim: str, size: int, reduction: int, *, rngs: nnx.Rngs):
+        squeezed = _divisible_by_8(size // reduction)
+        self.axis = self._AXES[dim]
+        self.fc1 = _linear(size, squeezed, rngs)
+        self.fc2 = _linear(squeezed, size, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        others = tuple(axis for axis in (1, 2, 3) if axis != self.axis)
+        mean = jnp.mean(x, axis=others, dtype=jnp.float32)  # (B, size)
+        gate = nnx.sigmoid(self.fc2(nnx.relu(self.fc1(mean)))).astype(x.dtype)
+        return x * jnp.expand_dims(gate, others)
+
+
+class ConcurrentSE(nnx.Module):
+    """Squeeze-excitation over several axes side by side, joined elementwise."""
+
+    def __init__(self, config: EfficientATConfig, sizes: dict[str, int], *, rngs: nnx.Rngs):
+        self.branches = nnx.List(
+            [SqueezeExcitation(dim, sizes[dim], config.se_reduction, rngs=rngs) for dim in config.se_dims]
+        )
+        self.agg = config.se_agg
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if len(self.branches) == 1:
+            return self.branches[0](x)
+        return _AGGREGATIONS[self.agg](jnp.stack([branch(x) for branch in self.branches]), axis=0)
+
+
+class InvertedResidual(nnx.Module):
+    """1 × 1 expansion (absent where it would not widen), depthwise, squeeze-excitation, 1 × 1 projection."""
+
+    def __init__(self, in_channels, kernel_size, expanded, out_channels, activation, stride, se, *, rngs):
+        self.expand = Pointwise(in_channels, expanded, activation, rngs=rngs) if expanded != in_channels else None
+        self.depthwise = Depthwise(expanded, kernel_size, stride, activation, rngs=rngs)
+        self.se = se
+        self.project = Pointwise(expanded, out_channels, "none", rngs=rngs)
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = x if self.expand is None else self.expand(x, train)
+        y = self.depthwise(y, train)
+        y = y if self.se is None else self.se(y)
+        y = self.project(y, train)
+        return x + y if self.residual else y
+
+
+class MLPHead(nnx.Module):
+    """Linear, hard-swish, dropout, linear on the pooled features."""
+
+    def __init__(self, in_features: int, config: EfficientATConfig, *, rngs: nnx.Rngs):
+        self.hidden = _linear(in_features, config.channels(1280), rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+        self.output = _linear(config.channels(1280), config.num_classes, rngs)
+
+    def __call__(self, x: jax.Array, pooled: jax.Array, train: bool, rng: jax.Array | None) -> jax.Array:
+        hidden = nnx.hard_swish(self.hidden(pooled))
+        return self.output(self.dropout(hidden, deterministic=not train, rngs=rng))
+
+
+class ConvHead(nnx.Module):
+    """1 × 1 convolution to the classes, batch norm (PyTorch's default constants), mean over mel and time."""
+
+    def __init__(self, in_features: int, config: EfficientATConfig, *, rngs: nnx.Rngs):
+        self.kernel = _kaiming_fan_out(rngs, (in_features, config.num_classes), fan_out=config.num_classes)
+        self.norm = Norm(config.num_classes, epsilon=1e-5, momentum=0.9, rngs=rngs)
+
+    def __call__(self, x: jax.Array, pooled: jax.Array, train: bool, rng: jax.Array | None) -> jax.Array:
+        return self.norm(x @ self.kernel[...].astype(x.dtype), train).mean((1, 2), dtype=jnp.float32)
+
+
+class AttentionHead(nnx.Module):
+    """Multi-head attention pooling over time (PSLA, arXiv:2102.01243), mel bands averaged first."""
+
+    def __init__(self, in_features: int, config: EfficientATConfig, *, rngs: nnx.Rngs):
+        self.heads, self.classes = config.attention_heads, config.num_classes
+        self.proj = _linear(in_features, 2 * self.heads * self.classes, rngs)
+        self.head_weight = nnx.Param(jnp.full((self.heads,), 1.0 / self.heads))
+
+    def __call__(self, x: jax.Array, pooled: jax.Array, train: bool, rng: jax.Array | None) -> jax.Array:
+        frames = x.mean(1, dtype=jnp.float32)  # (B, T, C)
+        both = self.proj(frames).reshape(*frames.shape[:2], 2, self.heads, self.classes)
+        attention = jnp.clip(nnx.sigmoid(both[:, :, 0]), 1e-7, 1.0 - 1e-7)  # (B, T, heads, classes)
+        pooled_heads = (attention / attention.sum(1, keepdims=True) * both[:, :, 1]).sum(1)
+        return jnp.einsum("bhc,h->bc", pooled_heads, self.head_weight[...])
+
+
+_HEAD_CLASSES = dict(zip(HEADS, (MLPHead, ConvHead, AttentionHead), strict=True))
+
+
+class EfficientAT(nnx.Module):
+    """`model(features) -> Outputs`. Compute runs in the dtype of the features (float32 or bfloat16);
+    parameters, batch-norm statistics, pooling and logits are float32."""
+
+    def __init__(self, config: EfficientATConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        spec = config.frontend
+        in_channels = config.channels(16)
+        mels, frames = (spec.n_mels + 1) // 2, (spec.n_frames(spec.window_samples) + 1) // 2
+        self.stem = InputConv(in_channels, rngs=rngs)
+        blocks = []
+        strides = iter(config.strides)
+        for kernel_size, expanded, out_channels, use_se, activation, stride in BLOCKS:
+            stride = next(strides) if stride == 2 else 1
+            expanded, out_channels = config.channels(expanded), config.channels(out_channels)
+            mels, frames = (mels - 1) // stride + 1, (frames - 1) // stride + 1
+            sizes = {"c": expanded, "f": mels, "t": frames}
+            se = ConcurrentSE(config, sizes, rngs=rngs) if use_se and config.se_dims else None
+            blocks.append(
+                InvertedResidual(in_channels, kernel_size, expanded, out_channels, activation, stride, se, rngs=rngs)
+            )
+            in_channels = out_channels
+        self.blocks = nnx.List(blocks)
+        self.last = Pointwise(in_channels, 6 * in_channels, "hard_swish", rngs=rngs)
+        self.head = _HEAD_CLASSES[config.head](6 * in_channels, config, rngs=rngs)
+
+    def stages(self, features: jax.Array, *, train: bool = False) -> list[jax.Array]:
+        """The 17 intermediate feature maps, each `(batch, mel, frame, channel)`: stem, blocks, last."""
+        maps = [self.stem(features, train)]
+        for block in self.blocks:
+            maps.append(block(maps[-1], train))
+        return [*maps, self.last(maps[-1], train)]
+
+    def __call__(self, features: jax.Array, *, train: bool = False, rng: jax.Array | None = None) -> Outputs:
+        """
+        Args:
+          features: `(batch, n_mels, n_frames)`, the frontend's spectrogram; any number of frames (unless
+            `se_dims` has `t`).
+          train: batch statistics instead of running ones (which are updated), and dropout.
+          rng: key for dropout, needed when training.
+        """
+        x = self.stages(features, train=train)[-1]
+        embedding = x.mean((1, 2), dtype=jnp.float32)
+        return Outputs(self.head(x, embedding, train, rng).astype(jnp.float32), embedding)
