@@ -109,6 +109,7 @@ def main() -> None:
 
     with one_line_errors(), tempfile.TemporaryDirectory() as scratch:
         os.environ["HF_DATASETS_CACHE"] = f"{scratch}/datasets"  # read when `datasets` is imported
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
         if arguments.data is None:
             make_folder(pathlib.Path(scratch) / "sousa")
         folder = arguments.data or f"{scratch}/sousa"

@@ -95,22 +95,24 @@ def _frames(x: jax.Array, length: int, hop: int, count: int) -> jax.Array:
     return jnp.concatenate([blocks[:, i : i + span : per_hop] for i in range(per_frame)], axis=-1)
 
 
-def _triangles(xp, mel_of_bin, mel_low, mel_high, n_mels):
-    """Kaldi's mel triangles `(n_bins, n_mels)`: linear in mel, peak one. `xp` is numpy or jax.numpy."""
-    delta = (mel_high - mel_low) / (n_mels + 1)
-    left = mel_low + delta * xp.arange(n_mels)
-    up = (mel_of_bin[:, None] - left) / delta
-    return xp.maximum(0.0, xp.minimum(up, 2.0 - up))
-
-
 def _mel_of_bins(spec: FrontendSpec) -> np.ndarray:
-    return 1127.0 * np.log1p(np.arange(spec.n_fft // 2) * spec.sample_rate / spec.n_fft / 700.0)
+    """`(n_fft / 2,)` float32, rounded where the official code rounds."""
+    ratio = 1.0 + np.arange(spec.n_fft // 2, dtype=np.float32) * (spec.sample_rate / spec.n_fft) / 700.0
+    return 1127.0 * np.log(ratio.astype(np.float64)).astype(np.float32)  # a float32 log varies between machines
 
 
 def _mel_bank(spec: FrontendSpec) -> np.ndarray:
-    """The evaluation bank, computed in float64: `(n_fft / 2, n_mels)` float32."""
-    low, high = (1127.0 * np.log1p(f / 700.0) for f in (spec.fmin_hz, spec.fmax_hz))
-    return _triangles(np, _mel_of_bins(spec), low, high, spec.n_mels).astype(np.float32)
+    """The evaluation bank, Kaldi's triangles: linear in mel, peak one. `(n_fft / 2, n_mels)` float32.
+
+    In float32 throughout, as official: the lowest bands hold one bin or two, and where such a bin lies near
+    the foot of its triangle the rounding shows in the logarithm.
+    """
+    low, high = (1127.0 * math.log(1.0 + f / 700.0) for f in (spec.fmin_hz, spec.fmax_hz))
+    delta = (high - low) / (spec.n_mels + 1)
+    edges = low + np.arange(spec.n_mels + 2, dtype=np.float32) * delta
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    mel = _mel_of_bins(spec)[:, None]
+    return np.maximum(0.0, np.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)))
 
 
 def _training_mel_bank(spec: FrontendSpec, rng: jax.Array) -> jax.Array:
@@ -119,4 +121,6 @@ def _training_mel_bank(spec: FrontendSpec, rng: jax.Array) -> jax.Array:
     fmin = spec.fmin_hz + jax.random.randint(low_rng, (), 0, spec.fmin_jitter_hz)
     fmax = spec.fmax_hz + spec.fmax_jitter_hz // 2 - jax.random.randint(high_rng, (), 0, spec.fmax_jitter_hz)
     low, high = (1127.0 * jnp.log1p(f / 700.0) for f in (fmin, fmax))
-    return _triangles(jnp, jnp.asarray(_mel_of_bins(spec), jnp.float32), low, high, spec.n_mels)
+    delta = (high - low) / (spec.n_mels + 1)
+    up = (_mel_of_bins(spec)[:, None] - (low + delta * jnp.arange(spec.n_mels))) / delta
+    return jnp.maximum(0.0, jnp.minimum(up, 2.0 - up))

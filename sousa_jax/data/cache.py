@@ -4,8 +4,8 @@
 
 One folder a split and rate, `{fingerprint}-{split}-{rate}/`: all samples one after another in `samples.int16`, where
 each clip lies and how loud it is in `clips.npz`, the bad clips in `manifest.json`. Samples are int16 in units of
-the clip's own peak / 32767, so nothing clips and the error is at most peak / 65534 (-96 dB). The folder gets its
-name only when it is complete.
+the clip's own peak / 32767, so that nothing clips and the error is at most peak / 65534 (-96 dB) plus float32
+rounding. The folder gets its name only when it is complete.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -65,7 +66,7 @@ class CachedClips:
             whole = manifest["format"] == _FORMAT and len(self._samples) == self._ends[-1]
             if not whole or len(self._ends) != len(self.table):
                 raise ValueError(f"{len(self._samples)} samples of {len(self._ends)} clips")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"the cache {folder} is damaged ({error}): delete it, and it is built again") from error
         self._bad: dict[str, str] = manifest["bad"]
 
@@ -84,7 +85,7 @@ class CachedClips:
 
 
 def _build(clips: Clips, sample_rate: int, folder: pathlib.Path, workers: int) -> None:
-    needed = int(2 * sample_rate * (clips.table["duration_sec"] + 0.5).sum())  # clips ring for half a second more
+    needed = round(2 * sample_rate * (clips.table["duration_sec"] + 0.5).sum())  # clips ring for half a second more
     with _room_on_disk(folder, needed):
         folder.parent.mkdir(parents=True, exist_ok=True)
         if needed > shutil.disk_usage(folder.parent).free:

@@ -1,0 +1,86 @@
+"""The one place where settings have their defaults. Every config starts from `base()` and changes what differs.
+
+Any value can be set on the command line: `--config.train.learning_rate=3e-4`. Presets, after a colon:
+
+    :smoke   built-in synthesizer, a small network, under two minutes on two CPU cores
+    :small   a small data set (about 1,500 clips) on a CPU: folder given by --config.data.path
+    :full    SOUSA from the Hub (`zkeown/sousa`)
+"""
+
+from ml_collections import ConfigDict
+
+from sousa_jax.errors import InputError
+
+PRESETS = ("smoke", "small", "full")
+
+
+def base(model: str, variant: str, strategy: str) -> ConfigDict:
+    """The shared recipe of all experiments."""
+    config = ConfigDict()
+    config.seed = 42
+    config.strategy = strategy
+    config.init_from = ""  # a folder that ports.convert wrote, or a run's folder; empty: random weights
+
+    config.model = ConfigDict()
+    config.model.name = model
+    config.model.variant = variant
+    config.model.window_s = 5.0  # what the network hears at a time, seconds
+    config.model.dropout = 0.1
+
+    config.data = ConfigDict()
+    config.data.path = "synth"  # `synth`, a folder, or a Hub id
+    config.data.revision = ""  # of a Hub data set; empty: its newest. The resolved one goes into config.json
+    config.data.streaming = False  # read on and on instead of at random; for sets that do not fit on disk
+    config.data.by_performance = False  # draw performances, then one of their audio variants
+    config.data.cache_dir = ""  # decoded, resampled clips are kept here, memory-mapped; empty: decode every time
+    config.data.max_bad_fraction = 0.01  # of a split's clips may be unreadable; above it the run stops
+    config.data.workers = 2  # decoding threads
+    config.data.prefetch = 4  # batches made ahead
+    config.data.synth_clips = (4000, 400, 400)  # train, validation, test; of `synth` only
+
+    config.train = ConfigDict()
+    config.train.epochs = 50
+    config.train.batch_size = 16
+    config.train.accumulate = 2  # batches whose gradients are averaged before an update
+    config.train.learning_rate = 5e-5  # peak
+    config.train.warmup_fraction = 0.1  # of all updates, linear; then cosine to zero
+    config.train.weight_decay = 0.01  # AdamW; not on biases and norms
+    config.train.gradient_norm = 1.0  # clipped to this
+    config.train.label_smoothing = 0.1
+    config.train.patience = 10  # epochs without a better validation score until the run stops
+    config.train.compute_dtype = "float32"  # or bfloat16; parameters and statistics stay float32
+    config.train.checkpoint_every_steps = 200  # besides the end of each epoch
+    config.train.log_every_steps = 20
+
+    config.augment = ConfigDict()  # on the device, inside the step
+    config.augment.tempo_stretch = 0.1  # up to ± this, pitch unchanged
+    config.augment.gain_db = 6.0  # up to ± this
+    config.augment.mel_jitter = True  # the frontend's mel edges, as the official training draws them
+    config.augment.mixup_alpha = 0.2  # Beta(α, α), labels too; 0 turns it off
+    config.augment.freq_masks = 2
+    config.augment.freq_mask_bins = 20  # widest
+    config.augment.time_masks = 2
+    config.augment.time_mask_frames = 30  # widest
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 32
+
+    config.tracking = ConfigDict()
+    config.tracking.wandb = "auto"  # auto: online if WANDB_API_KEY is set, else offline; or online, offline, disabled
+    config.tracking.wandb_project = "sousa-rudiment-classification"
+    config.tracking.tensorboard = True
+    return config
+
+
+def smoke(config: ConfigDict) -> None:
+    """Shrinks any experiment so that the whole path runs in under two minutes on two CPU cores."""
+    config.data.path = "synth"
+    config.data.synth_clips = (320, 80, 80)
+    config.model.window_s = 2.5
+    config.train.epochs = 2
+    config.train.accumulate = 1
+    config.tracking.wandb = "disabled"
+
+
+def unknown_preset(preset: str) -> InputError:
+    return InputError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}, or none")

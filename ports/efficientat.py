@@ -1,0 +1,225 @@
+"""EfficientAT's official state dicts: their names, and the config that they belong to.
+
+Official code: github.com/fschmid56/EfficientAT, `models/mn/{model,block_types,attention_pooling}.py`.
+"""
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ports.rules import CONV_ONE_INPUT, DEPTHWISE, LINEAR, POINTWISE, VECTOR, Rule, Transform
+from sousa_jax import models
+from sousa_jax.errors import InputError
+from sousa_jax.models.efficientat import BLOCKS, PRESETS, EfficientATConfig
+
+IGNORED = {"*.num_batches_tracked": "counter of training steps, not a weight"}
+
+# Largest error that `ports.verify` lets pass, as a fraction of the spread. With the same spectrogram float32
+# rounding stays under 6e-5; from the waveform, near-silent bins of a float32 FFT move the logits by up to 7e-4.
+TOLERANCE_STORED = 2e-4
+TOLERANCE_WAVEFORM = 2e-3
+
+
+# ----------------------------------------------------------------------------------------- names
+
+
+def rules(config: EfficientATConfig) -> list[Rule]:
+    """The rule table of a network, in the order of the official state dict."""
+    table = [*_conv_norm("features.0", "stem", CONV_ONE_INPUT)]
+    in_channels = config.channels(16)
+    for i, (_, expanded, out_channels, use_se, _, _) in enumerate(BLOCKS):
+        parts = itertools.count()  # a part that is absent takes no number in the official sequence
+        official = f"features.{i + 1}.block"
+        if config.channels(expanded) != in_channels:
+            table += _conv_norm(f"{official}.{next(parts)}", f"blocks.{i}.expand", POINTWISE)
+        table += _conv_norm(f"{official}.{next(parts)}", f"blocks.{i}.depthwise", DEPTHWISE)
+        if use_se and config.se_dims:
+            part = next(parts)
+            for branch, layer in itertools.product(range(len(config.se_dims)), ("fc1", "fc2")):
+                source = f"{official}.{part}.conc_se_layers.{branch}.{layer}"
+                table += _linear(source, f"blocks.{i}.se.branches.{branch}.{layer}")
+        table += _conv_norm(f"{official}.{next(parts)}", f"blocks.{i}.project", POINTWISE)
+        in_channels = config.channels(out_channels)
+    table += _conv_norm(f"features.{len(BLOCKS) + 1}", "last", POINTWISE)
+    return [*table, *_HEAD_RULES[config.head]()]
+
+
+def class_layer(config: EfficientATConfig) -> list[str]:
+    """Our paths of the arrays that a change of classes replaces: the last linear layer of `mlp`, or all of
+    another head, as the official code does when it fine-tunes."""
+    replaced = "head.output." if config.head == "mlp" else "head."
+    return [rule.target for rule in rules(config) if rule.target.startswith(replaced)]
+
+
+def _conv_norm(source: str, target: str, kernel: Transform) -> Iterator[Rule]:
+    yield Rule(f"{source}.0.weight", f"{target}.kernel", kernel)
+    for theirs, ours in (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var")):
+        yield Rule(f"{source}.1.{theirs}", f"{target}.norm.{ours}", VECTOR)
+
+
+def _linear(source: str, target: str) -> Iterator[Rule]:
+    yield Rule(f"{source}.weight", f"{target}.kernel", LINEAR)
+    yield Rule(f"{source}.bias", f"{target}.bias", VECTOR)
+
+
+def _attention_head() -> Iterator[Rule]:
+    yield Rule("classifier.head_weight", "head.head_weight", Transform("1H1->H"))
+    yield from _linear("classifier.subspace_proj", "head.proj")
+
+
+_HEAD_RULES = {
+    "mlp": lambda: (*_linear("classifier.2", "head.hidden"), *_linear("classifier.5", "head.output")),
+    "fully_convolutional": lambda: _conv_norm("classifier", "head", POINTWISE),
+    "multihead_attention_pooling": _attention_head,
+}
+
+
+# ---------------------------------------------------------------------------------------- config
+
+
+class Inferred(NamedTuple):
+    """`variant`: the released variant that it is. `evidence`: where each part of the config came from."""
+
+    config: EfficientATConfig
+    variant: str
+    evidence: str
+
+
+def infer_config(state: Mapping[str, np.ndarray], file_name: str, variant: str | None = None) -> Inferred:
+    """The config that belongs to an official state dict.
+
+    Width, head, classes and squeeze-excitation are read from the shapes. Hop, mel bands and strides leave no
+    trace there: they come from `variant`, else from the official file name, else they are the standard ones.
+    Raises `InputError` if the variant or the file name contradicts the shapes, or if a telling key is missing.
+    """
+    width, head = _width(state), _head(state)
+    if variant:
+        name, told_by = variant, "--variant"
+    elif name := _variant_in(file_name):
+        told_by = "the file name"
+    else:
+        name, told_by = _standard_variant(width, head["head"]), "assumption (--variant can say otherwise)"
+    claims = {"width": EfficientATConfig.preset(name).width, **PRESETS[name]}
+    for setting, found in (("width", width), ("head", head["head"])):
+        if claims.get(setting, found) != found:
+            raise InputError(f"{told_by} says {name}, {setting} {claims[setting]}, but the shapes say {found}")
+    config = _with_squeeze_excitation(state, EfficientATConfig.preset(name, **head))
+    spec = config.frontend
+    evidence = (
+        f"from the shapes: width {width}, {config.head} head, {config.num_classes} classes, "
+        f"squeeze-excitation {config.se_dims or 'none'}; by {told_by}: hop "
+        f"{1000 * spec.hop_length / spec.sample_rate:g} ms, {spec.n_mels} mel bands, strides {config.strides}"
+    )
+    if len(config.se_dims) > 1:
+        evidence += f"; by assumption: branches joined by {config.se_agg}"
+    return Inferred(config, name, evidence)
+
+
+def _variant_in(file_name: str) -> str | None:
+    """`mn10_hop_5` of `mn10_as_hop_5_mAP_475.pt`, None if it is not named as the official files are."""
+    match = re.match(r"(mn\d\d)_(?:as|im)(?:_(hop_\d+|mels_\d+|fc(?:_s\d{4})?))?(?![a-z0-9])", file_name)
+    name = "_".join(part for part in match.groups() if part) if match else None
+    return name if name in PRESETS else None
+
+
+def _standard_variant(width: float, head: str) -> str:
+    """The released variant of this width with the standard frontend and strides, of this head if there is one."""
+    standard = {
+        (config.width, config.head): name
+        for name, preset in PRESETS.items()
+        if preset.keys() <= {"width", "head"} and (config := EfficientATConfig.preset(name))
+    }
+    return standard.get((width, head)) or standard[width, "mlp"]
+
+
+def _shape(state: Mapping[str, np.ndarray], key: str, n_axes: int) -> tuple[int, ...]:
+    if key not in state:
+        raise InputError(f"has no {key!r}, which every EfficientAT of this kind has: the file is not complete")
+    if state[key].ndim != n_axes:
+        raise InputError(f"{key} has shape {state[key].shape}, expected {n_axes} axes")
+    return state[key].shape
+
+
+def _width(state: Mapping[str, np.ndarray]) -> float:
+    channels = _shape(state, f"features.{len(BLOCKS) + 1}.0.weight", 4)[1]
+    by_channels = {
+        EfficientATConfig.preset(name).channels(160): EfficientATConfig.preset(name).width for name in PRESETS
+    }
+    if channels not in by_channels:
+        raise InputError(f"{channels} channels before the last convolution are of no released width {by_channels}")
+    return by_channels[channels]
+
+
+def _head(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    if "classifier.head_weight" in state:
+        heads = _shape(state, "classifier.head_weight", 3)[1]
+        classes = _shape(state, "classifier.subspace_proj.weight", 2)[0] // (2 * heads)
+        return {"head": "multihead_attention_pooling", "attention_heads": heads, "num_classes": classes}
+    if "classifier.0.weight" in state:
+        return {"head": "fully_convolutional", "num_classes": _shape(state, "classifier.0.weight", 4)[0]}
+    return {"head": "mlp", "num_classes": _shape(state, "classifier.5.weight", 2)[0]}
+
+
+def _with_squeeze_excitation(state: Mapping[str, np.ndarray], config: EfficientATConfig) -> EfficientATConfig:
+    """Reads axes and bottleneck off the layers `fc1`, `(squeezed, size)`, of each branch of each block."""
+    branches: dict[int, dict[int, tuple[int, int]]] = {}
+    for key in state:
+        if match := re.fullmatch(r"features\.(\d+)\.block\.\d+\.conc_se_layers\.(\d+)\.fc1\.weight", key):
+            branches.setdefault(int(match[2]), {})[int(match[1]) - 1] = _shape(state, key, 2)
+    if not branches:
+        return dataclasses.replace(config, se_dims="")
+    layers = [shape for blocks in branches.values() for shape in blocks.values()]
+    reduction = next(
+        (r for r in (4, 2, 8, 16, 1) if all(_squeezed(size, r) == squeezed for squeezed, size in layers)), 4
+    )
+    config = dataclasses.replace(config, se_reduction=reduction)
+    found = [{block: size for block, (_, size) in branches[n].items()} for n in sorted(branches)]
+    channels = {block: config.channels(BLOCKS[block][1]) for block in found[0]}
+    if found == [channels]:
+        return config
+    # A branch over frames fits one clip length only; the official networks are built for 10 s.
+    frontend = dataclasses.replace(config.frontend, window_s=10.0)
+    shapes, _ = models.abstract("efficientat", dataclasses.replace(config, se_dims="cft", frontend=frontend))
+    letters = [
+        dim
+        for sizes in found
+        for i, dim in enumerate("cft")
+        if all(shapes[f"blocks.{block}.se.branches.{i}.fc1.kernel"].shape[0] == size for block, size in sizes.items())
+    ]
+    if len(letters) != len(found):
+        raise InputError(f"squeeze-excitation over {found} fits no axis of {config.frontend.n_mels} mel bands and 10 s")
+    return dataclasses.replace(
+        config, se_dims="".join(letters), frontend=frontend if "t" in letters else config.frontend
+    )
+
+
+def _squeezed(size: int, reduction: int) -> int:
+    return EfficientATConfig(width=1.0).channels(size // reduction)
+
+
+# ----------------------------------------------------------------------------------- activations
+
+
+@functools.lru_cache(maxsize=1)
+def activations(config: EfficientATConfig) -> Callable[..., dict[str, jax.Array]]:
+    """The network with everything that the golden files hold, in official layouts.
+
+    Returns a jitted `f(params, stats, features) -> {name: array}`: `features00` .. `features16` as `(batch,
+    channel, mel, frame)`, `embedding` and `logits`.
+    """
+
+    @jax.jit
+    def run(params: models.Arrays, stats: models.Arrays, features: jax.Array) -> dict[str, jax.Array]:
+        model = models.module("efficientat", config, params, stats)
+        outputs = model(features)
+        maps = {f"features{i:02d}": jnp.moveaxis(x, -1, 1) for i, x in enumerate(model.stages(features))}
+        return {**maps, **outputs._asdict()}
+
+    return run

@@ -1,0 +1,154 @@
+"""Split → predictions → metrics → files.
+
+Re-evaluates any finished run on any data:
+
+    python -m sousa_jax.evaluate --workdir=RUN [--data=PATH] [--split=test] [--out=DIR]
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+
+from sousa_jax import checkpoint, metrics, models
+from sousa_jax.data import open_split
+from sousa_jax.data.pipeline import BadClips, eval_batches
+from sousa_jax.errors import InputError, one_line_errors
+from sousa_jax.frontends import FrontendSpec
+from sousa_jax.rudiments import NUM_CLASSES
+from sousa_jax.step import make_eval_step
+
+
+class Predictions(NamedTuple):
+    """Logits of the usable clips of a split, in its order.
+
+    clip: `(n,)` rows of the split's table. first, mean: `(n, NUM_CLASSES)` logits of the clip's first
+    window, and log-probabilities averaged over its windows.
+    """
+
+    clip: np.ndarray
+    first: np.ndarray
+    mean: np.ndarray
+
+
+def predict(
+    eval_step: Callable,
+    params: models.Arrays,
+    stats: models.Arrays,
+    clips: Any,
+    spec: FrontendSpec,
+    *,
+    batch_size: int,
+    workers: int,
+    bad: BadClips,
+    windows: str = "all",
+) -> Predictions:
+    """Hears every clip once; padding rows are never counted. `windows` is `first` or `all`."""
+    rows, logits = [], []
+    batches = eval_batches(
+        clips,
+        batch_size=batch_size,
+        sample_rate=spec.sample_rate,
+        window_s=spec.window_s,
+        bad=bad,
+        windows=windows,
+        workers=workers,
+    )
+    for batch in batches:
+        out = np.asarray(eval_step(params, stats, batch["waveform"]))
+        rows.append(batch["clip"][batch["mask"]])
+        logits.append(out[batch["mask"]])
+    rows, logits = np.concatenate(rows), np.concatenate(logits)
+    clip, first, window_of = np.unique(rows, return_index=True, return_inverse=True)
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    mean = np.zeros((len(clip), logits.shape[1]), np.float32)
+    np.add.at(mean, window_of, log_probs)
+    return Predictions(clip, logits[first], mean / np.bincount(window_of)[:, None])
+
+
+def summarize(clips: Any, predictions: Predictions, train_table: pd.DataFrame | None) -> dict[str, Any]:
+    """The content of `test_metrics.json`: scores over all windows, those of the first window alone, and what
+    duration alone would give (None without a table of training clips to learn it from)."""
+    table = clips.table.iloc[predictions.clip]
+    labels = table["label"].to_numpy()
+    baseline = metrics.duration_only(train_table, table) if train_table is not None else None
+    return {
+        **metrics.scores(labels, predictions.mean),
+        "first_window": metrics.scores(labels, predictions.first),
+        "duration_only_balanced_accuracy": baseline,
+        "chance": 1 / NUM_CLASSES,
+        "split": clips.split,
+        "data_fingerprint": clips.fingerprint,
+    }
+
+
+def report_line(summary: dict[str, Any]) -> str:
+    """One line for people."""
+    baseline = summary["duration_only_balanced_accuracy"]
+    return (
+        f"{summary['split']}: balanced accuracy {summary['balanced_accuracy']:.3f} over all windows, "
+        f"{summary['first_window']['balanced_accuracy']:.3f} on the first; top-5 {summary['top5']:.3f}, "
+        f"macro F1 {summary['macro_f1']:.3f}, {summary['n_clips']} clips; "
+        f"duration alone {'not known' if baseline is None else f'{baseline:.3f}'}, chance {summary['chance']:.3f}"
+    )
+
+
+def evaluate_split(
+    model: checkpoint.Model, config: ConfigDict, split: str, out: pathlib.Path, train_table: pd.DataFrame | None
+) -> dict[str, Any]:
+    """Evaluates a model on a split of `config.data` and writes the result files into `out`."""
+    spec = model.config.frontend
+    clips = open_split(config.data, split, seed=config.seed, sample_rate=spec.sample_rate)
+    bad = BadClips(clips, config.data.max_bad_fraction)
+    eval_step = make_eval_step(model.name, model.config, config.train.compute_dtype)
+    predictions = predict(
+        eval_step,
+        model.params,
+        model.stats,
+        clips,
+        spec,
+        batch_size=config.eval.batch_size,
+        workers=config.data.workers,
+        bad=bad,
+    )
+    summary = summarize(clips, predictions, train_table) | {"bad_clips": bad.reasons}
+    metrics.write_results(out, summary, clips.table.iloc[predictions.clip], predictions.mean)
+    return summary
+
+
+def known_table(clips: Any) -> pd.DataFrame | None:
+    """The metadata of a split, or None for a stream that has not been read to its end."""
+    return clips.table if hasattr(clips, "waveform") else None
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="a finished run's folder")
+    parser.add_argument("--data", help="synth, a folder or a Hub id; by default the run's own data")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--out", type=pathlib.Path, help="by default WORKDIR/results/SPLIT_on_DATA")
+    args = parser.parse_args(argv)
+    with one_line_errors():
+        model = checkpoint.load_model(args.workdir)
+        stored = json.loads((args.workdir / "config.json").read_text("utf-8"))
+        config = ConfigDict(stored["config"])
+        if args.data and args.data != config.data.path:
+            config.data.path, config.data.revision = args.data, ""
+        if not hasattr(model.config, "frontend"):
+            raise InputError(f"{args.workdir} stores no frontend")
+        train = open_split(config.data, "train", seed=config.seed, sample_rate=model.config.frontend.sample_rate)
+        name = pathlib.PurePath(config.data.path).name
+        out = args.out or args.workdir / "results" / f"{args.split}_on_{name}"
+        summary = evaluate_split(model, config, args.split, out, known_table(train))
+        print(report_line(summary))
+        print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main()
