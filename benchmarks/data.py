@@ -37,10 +37,10 @@ def make_folder(root: pathlib.Path, n_clips: int = 192, source_rate: int = 44_10
     n = int(WINDOW_S * source_rate)
     rows = []
     for i in range(n_clips):
-        wave = 1.5e-5 * rng.standard_normal((n, 2))
+        wave = 1e-5 * rng.standard_normal((n, 2))
         for start in np.arange(0, n - source_rate // 2, source_rate // int(rng.integers(4, 12))):
             n_stroke = min(n - start, source_rate // 2)
-            decay = rng.uniform(0.05, 0.5) * np.exp(-np.arange(n_stroke) / (0.02 * source_rate))[:, None]
+            decay = rng.uniform(0.05, 0.5) * np.exp(-np.arange(n_stroke) / (0.012 * source_rate))[:, None]
             wave[start : start + n_stroke] += decay * rng.standard_normal((n_stroke, 2))
         file = io.BytesIO()
         soundfile.write(file, wave / np.abs(wave).max(), source_rate, format="FLAC", subtype="PCM_24")
@@ -68,7 +68,7 @@ def make_folder(root: pathlib.Path, n_clips: int = 192, source_rate: int = 44_10
     print(f"{n_clips} clips of {WINDOW_S:g} s, {source_rate} Hz, two channels, 24 bit: {size_kb:.0f} kB of FLAC each")
 
 
-def batches(clips, workers: int, n_batches: int = 12) -> int:
+def batches(clips, workers: int, n_batches: int = 18) -> int:
     """Makes that many training batches and returns the number of their clips."""
     from sousa_jax.data.pipeline import BadClips, TrainBatches
 

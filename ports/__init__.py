@@ -1,0 +1,1 @@
+"""Official PyTorch checkpoints brought into our models, with proof. Needs the extra `ports`."""

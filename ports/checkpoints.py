@@ -76,11 +76,11 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             warnings.simplefilter("ignore")  # on pickle protocols; what follows says all that matters
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if match := re.search(r"(?:GLOBAL|class|function|type):? ([\w.]+)", str(error)):
+        if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise InputError(f"{path} holds {match[1]}, not only tensors: refused, nothing in it was run") from error
         raise InputError(f"{path} is no PyTorch checkpoint, or a pickle that is not safe to load: refused") from error
     except Exception as error:  # torch has no common type for damaged files: EOFError, RuntimeError, KeyError, ...
-        raise InputError(f"{path} is truncated or no PyTorch checkpoint ({_first_line(error)})") from error
+        raise InputError(f"{path} is truncated or no PyTorch checkpoint ({_first_sentence(error)})") from error
     for candidate in [content] + [content.get(key) for key in _CONTAINERS if isinstance(content, dict)]:
         if isinstance(candidate, dict) and candidate and all(isinstance(v, torch.Tensor) for v in candidate.values()):
             return {str(key): _to_numpy(path, key, tensor) for key, tensor in candidate.items()}
@@ -103,8 +103,8 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (SafetensorError, KeyError, TypeError) as error:  # the latter two: a type that NumPy lacks
-        raise InputError(f"{path} is truncated or no safetensors file ({_first_line(error)})") from error
+        raise InputError(f"{path} is truncated or no safetensors file ({_first_sentence(error)})") from error
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__

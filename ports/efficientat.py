@@ -207,7 +207,7 @@ def _squeezed(size: int, reduction: int) -> int:
 # ----------------------------------------------------------------------------------- activations
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def activations(config: EfficientATConfig) -> Callable[..., dict[str, jax.Array]]:
     """The network with everything that the golden files hold, in official layouts.
 

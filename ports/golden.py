@@ -7,9 +7,11 @@ A run is named by the clip's length (`2p6s` is 2.6 s), a section by the checkpoi
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +38,9 @@ class Reference:
     def error(self, ours: np.ndarray) -> float:
         """Largest absolute difference to our tensor of the full shape; NaN if either holds one."""
         if ours.shape != self.shape:
-            raise InputError(f"{self.name} has shape {ours.shape} here and {self.shape} in the golden file")
+            raise InputError(
+                f"{self.name} has shape {ours.shape} here, {self.shape} in the golden file: another variant?"
+            )
         ours = ours.reshape(len(ours), -1)[:, :: self.stride]
         return float(np.max(np.abs(ours.astype(np.float64) - self.values.reshape(ours.shape))))
 
@@ -65,18 +69,21 @@ class Golden:
             raise InputError(f"{self.path}: the run {run!r} is not named by a length, like 10s or 2p6s")
         return round(float(f"{match[1]}.{match[2] or 0}") * self.sample_rate)
 
-    def reference(self, key: str, name: str) -> Reference:
-        meta = self.meta.get(key, {})
+    def reference(self, key: str) -> Reference:
+        """One tensor by its key in the file; `InputError` if it is not what its `meta` says."""
         values = self.arrays[key]
-        reference = Reference(name, values, tuple(meta.get("shape", values.shape)), int(meta.get("stride", 1)))
+        meta = self.meta.get(key, {})
+        shape, stride = tuple(meta.get("shape", values.shape)), int(meta.get("stride", 1))
         if len(values) < 2:
             raise InputError(f"{self.path}: {key} holds {len(values)} clip, two are needed for the spread")
-        return reference
+        if values.size != shape[0] * -(-math.prod(shape[1:]) // stride):
+            raise InputError(f"{self.path}: {key} has shape {values.shape}, not every {stride}th value of {shape}")
+        return Reference(key, values, shape, stride)
 
     def outputs(self, run: str, section: str) -> dict[str, Reference]:
         """Everything stored of one section in one run: name to tensor."""
         prefix = f"{run}/{section}/"
-        return {key.removeprefix(prefix): self.reference(key, key) for key in self.arrays if key.startswith(prefix)}
+        return {key.removeprefix(prefix): self.reference(key) for key in self.arrays if key.startswith(prefix)}
 
     def section_of(self, state: Mapping[str, np.ndarray], stats: Mapping[str, Any], n_classes: int) -> tuple[str, bool]:
         """The section that a checkpoint belongs to, and whether its weights are exactly those used there.
@@ -94,7 +101,7 @@ class Golden:
         if len(alike) == 1:
             return alike[0], False
         raise InputError(
-            f"{self.path}: no section (or several) for {ours[0]} statistics and {ours[1]} classes; "
+            f"{self.path}: {len(alike) or 'no'} sections with {ours[0]} statistics and {ours[1]} classes; "
             f"it has {', '.join(f'{section} with {a} and {b}' for section, (a, b) in theirs.items())}"
         )
 
@@ -122,7 +129,7 @@ def read(path: str | pathlib.Path, model: str) -> Golden:
         )
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is no golden file, or a damaged one ({type(error).__name__}: {error})") from error
     if golden.model != model:
         raise InputError(f"{path} is a golden file of {golden.model!r}, not of {model!r}")

@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import jax
 import numpy as np
@@ -23,7 +24,6 @@ from ports import golden, synthetic
 from ports.port import PORTS, Ported, port
 from sousa_jax.errors import InputError, one_line_errors
 from sousa_jax.frontends import spectrogram
-
 
 _JUDGED_FROM_WAVEFORM = ("frontend", "embedding", "logits")
 
@@ -88,14 +88,16 @@ def verify(model: str, file: str, golden_file: str, tolerances: dict[str, float]
     return _closing_line(rows, tolerances)
 
 
-def replay(ours, ported: Ported, reference: golden.Golden, section: str) -> Iterator[Row]:
+def replay(ours: ModuleType, ported: Ported, reference: golden.Golden, section: str) -> Iterator[Row]:
     """One row a stored tensor: the frontend first, then what the network makes of it, run by run."""
     spec = ported.config.frontend
     if reference.sample_rate != spec.sample_rate:
         raise InputError(f"the golden file is at {reference.sample_rate} Hz, the model at {spec.sample_rate} Hz")
+    if not any(reference.outputs(run, section) for run in reference.runs):
+        raise InputError(f"{reference.path} holds nothing of section {section}")
     network = ours.activations(ported.config)
     for run in reference.runs:
-        stored = reference.reference(f"{run}/frontend", f"{run}/frontend")
+        stored = reference.reference(f"{run}/frontend")
         clips = synthetic.test_batch(
             reference.seed, spec.sample_rate, reference.clip_samples(run), batch=stored.shape[0]
         )
@@ -103,9 +105,11 @@ def replay(ours, ported: Ported, reference: golden.Golden, section: str) -> Iter
         yield Row(stored.name, stored.spread, None, stored.error(np.asarray(features)))
         outputs = reference.outputs(run, section)
         from_waveform = network(ported.params, ported.stats, features)
-        from_stored = network(ported.params, ported.stats, stored.values) if stored.stride == 1 else None
-        if unknown := outputs.keys() - from_waveform.keys():
-            raise InputError(f"{reference.path} holds {', '.join(sorted(unknown))}, which {ported.variant} has not")
+        from_stored = None
+        if stored.stride == 1:  # else the network's input is not there as a whole
+            from_stored = network(ported.params, ported.stats, stored.values.reshape(stored.shape))
+        if unknown := sorted(outputs.keys() - from_waveform.keys()):
+            raise InputError(f"{reference.path} holds {', '.join(unknown)}, which {ours.__name__} does not give")
         for name, tensor in outputs.items():
             error = None if from_stored is None else tensor.error(np.asarray(from_stored[name]))
             yield Row(tensor.name, tensor.spread, error, tensor.error(np.asarray(from_waveform[name])))

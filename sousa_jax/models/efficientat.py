@@ -14,7 +14,7 @@ from flax import nnx
 
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
-from sousa_jax.models.layers import Outputs, depthwise_conv
+from sousa_jax.models.layers import Outputs, batch_normalize, depthwise_conv, normalize, pointwise_conv
 
 # kernel, expanded channels, output channels, squeeze-excitation, activation, stride: at width 1.
 # Strides of 2 are replaced by `EfficientATConfig.strides`, in order.
@@ -35,7 +35,6 @@ BLOCKS = (
     (5, 960, 160, True, "hard_swish", 1),
     (5, 960, 160, True, "hard_swish", 1),
 )
-_ACTIVATIONS = {"relu": nnx.relu, "hard_swish": nnx.hard_swish, "none": lambda x: x}
 _AGGREGATIONS = {"max": jnp.max, "avg": jnp.mean, "add": jnp.sum, "min": jnp.min}
 HEADS = ("mlp", "fully_convolutional", "multihead_attention_pooling")
 
@@ -119,15 +118,24 @@ def _kaiming_fan_out(rngs: nnx.Rngs, shape: tuple[int, ...], fan_out: int) -> nn
     return nnx.Param(jax.random.normal(rngs.params(), shape) * (2.0 / fan_out) ** 0.5)
 
 
-class Norm(nnx.BatchNorm):
-    """Batch norm with the official constants (eps 1e-3; PyTorch's momentum 0.01 is 0.99 here).
-    Statistics are float32 whatever the input; the output keeps the input's dtype."""
+class Norm(nnx.Module):
+    """Batch norm with the official constants (eps 1e-3; PyTorch's momentum 0.01 is 0.99 here), and the
+    activation after it. Statistics are float32 whatever the input; the output keeps the input's dtype."""
 
-    def __init__(self, channels: int, *, epsilon: float = 1e-3, momentum: float = 0.99, rngs: nnx.Rngs):
-        super().__init__(channels, epsilon=epsilon, momentum=momentum, rngs=rngs)
+    def __init__(self, channels: int, activation: str = "none", *, epsilon=1e-3, momentum=0.99):
+        self.scale, self.bias = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
+        self.mean, self.var = nnx.BatchStat(jnp.zeros(channels)), nnx.BatchStat(jnp.ones(channels))
+        self.activation, self.epsilon, self.momentum = activation, epsilon, momentum
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return super().__call__(x, use_running_average=not train).astype(x.dtype)
+        scale, bias = self.scale[...], self.bias[...]
+        if not train:
+            return normalize(x, self.mean[...], self.var[...], scale, bias, self.activation, self.epsilon)
+        y, mean, var = batch_normalize(x, scale, bias, self.activation, self.epsilon)
+        count = x.size // x.shape[-1]
+        for running, new in ((self.mean, mean), (self.var, var * (count / max(count - 1, 1)))):  # as PyTorch: unbiased
+            running[...] = self.momentum * running[...] + (1.0 - self.momentum) * new
+        return y
 
 
 class InputConv(nnx.Module):
@@ -135,14 +143,14 @@ class InputConv(nnx.Module):
 
     def __init__(self, out_channels: int, *, rngs: nnx.Rngs):
         self.kernel = _kaiming_fan_out(rngs, (3, 3, out_channels), fan_out=9 * out_channels)
-        self.norm = Norm(out_channels, rngs=rngs)
+        self.norm = Norm(out_channels, "hard_swish")
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         height, width = (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1)))
         patches = [x[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2] for i in range(3) for j in range(3)]
         kernel = self.kernel[...].reshape(9, -1).astype(x.dtype)
-        return nnx.hard_swish(self.norm(jnp.stack(patches, axis=-1) @ kernel, train))  # (B, M/2, T/2, C)
+        return self.norm(pointwise_conv(jnp.stack(patches, axis=-1), kernel), train)  # (B, M/2, T/2, C)
 
 
 class Pointwise(nnx.Module):
@@ -150,11 +158,10 @@ class Pointwise(nnx.Module):
 
     def __init__(self, in_channels: int, out_channels: int, activation: str, *, rngs: nnx.Rngs):
         self.kernel = _kaiming_fan_out(rngs, (in_channels, out_channels), fan_out=out_channels)
-        self.norm = Norm(out_channels, rngs=rngs)
-        self.activation = activation
+        self.norm = Norm(out_channels, activation)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return _ACTIVATIONS[self.activation](self.norm(x @ self.kernel[...].astype(x.dtype), train))
+        return self.norm(pointwise_conv(x, self.kernel[...].astype(x.dtype)), train)
 
 
 class Depthwise(nnx.Module):
@@ -164,13 +171,11 @@ class Depthwise(nnx.Module):
         # The official fan-out counts all output channels, though each has one input channel only.
         shape = (kernel_size, kernel_size, channels)
         self.kernel = _kaiming_fan_out(rngs, shape, fan_out=kernel_size**2 * channels)
-        self.norm = Norm(channels, rngs=rngs)
+        self.norm = Norm(channels, activation)
         self.stride = stride
-        self.activation = activation
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = depthwise_conv(x, self.kernel[...].astype(x.dtype), self.stride)
-        return _ACTIVATIONS[self.activation](self.norm(x, train))
+        return self.norm(depthwise_conv(x, self.kernel[...].astype(x.dtype), self.stride), train)
 
 
 def _linear(in_features: int, out_features: int, rngs: nnx.Rngs) -> nnx.Linear:
@@ -250,10 +255,11 @@ class ConvHead(nnx.Module):
 
     def __init__(self, in_features: int, config: EfficientATConfig, *, rngs: nnx.Rngs):
         self.kernel = _kaiming_fan_out(rngs, (in_features, config.num_classes), fan_out=config.num_classes)
-        self.norm = Norm(config.num_classes, epsilon=1e-5, momentum=0.9, rngs=rngs)
+        self.norm = Norm(config.num_classes, epsilon=1e-5, momentum=0.9)
 
     def __call__(self, x: jax.Array, pooled: jax.Array, train: bool, rng: jax.Array | None) -> jax.Array:
-        return self.norm(x @ self.kernel[...].astype(x.dtype), train).mean((1, 2), dtype=jnp.float32)
+        logits = self.norm(pointwise_conv(x, self.kernel[...].astype(x.dtype)), train)
+        return logits.mean((1, 2), dtype=jnp.float32)
 
 
 class AttentionHead(nnx.Module):

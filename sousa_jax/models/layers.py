@@ -1,5 +1,9 @@
-"""What several backbones share: the outputs that all of them give, and the depthwise convolution."""
+"""What several backbones share: the outputs that all of them give, and the parts that decide their speed.
 
+The parts carry their own backward passes where XLA's automatic ones move more memory than needed.
+"""
+
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,6 +20,96 @@ class Outputs(NamedTuple):
 
     logits: jax.Array
     embedding: jax.Array
+
+
+# ------------------------------------------------------------------------------------------- batch norm and activation
+
+
+def _hard_swish_slope(z: jax.Array) -> jax.Array:
+    return jnp.where(z <= -3, 0, jnp.where(z >= 3, 1, (2 * z + 3) / 6))
+
+
+# Name → the activation and its derivative.
+ACTIVATIONS = {
+    "none": (lambda z: z, jnp.ones_like),
+    "relu": (jax.nn.relu, lambda z: (z > 0).astype(z.dtype)),
+    "hard_swish": (jax.nn.hard_swish, _hard_swish_slope),
+}
+
+
+def normalize(
+    x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array, activation: str, epsilon: float
+) -> jax.Array:
+    """Batch norm with given statistics `(channels,)`, then the activation; x `(…, channels)`, its dtype kept."""
+    slope = scale * lax.rsqrt(var + epsilon)
+    z = x * slope.astype(x.dtype) + (bias - mean * slope).astype(x.dtype)
+    return ACTIVATIONS[activation][0](z)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def batch_normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, activation: str, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Batch norm with the batch's own statistics, then the activation.
+
+    Returns `(y, mean, var)`; mean and (biased) variance are float32 `(channels,)` and pass no gradient on.
+    The backward pass keeps nothing but `x`: normalized values are worked out again, which is cheaper than
+    reading them back.
+    """
+    return _batch_normalize_forward(x, scale, bias, activation, epsilon)[0]
+
+
+def _batch_normalize_forward(x, scale, bias, activation, epsilon):
+    axes = tuple(range(x.ndim - 1))
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axes)
+    var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0.0)
+    return (normalize(x, mean, var, scale, bias, activation, epsilon), mean, var), (x, scale, bias, mean, var)
+
+
+def _batch_normalize_backward(activation, epsilon, saved, grads):
+    x, scale, bias, mean, var = saved
+    axes = tuple(range(x.ndim - 1))
+    count = x.size // x.shape[-1]
+    inverse = lax.rsqrt(var + epsilon)
+    slope = scale * inverse
+    wide = x.astype(jnp.float32)
+    grad_z = grads[0].astype(jnp.float32) * ACTIVATIONS[activation][1](wide * slope + (bias - mean * slope))
+    grad_bias = grad_z.sum(axes)
+    grad_scale = ((grad_z * wide).sum(axes) - mean * grad_bias) * inverse
+    # d x = slope (d z - mean of d z - x̂ mean of (d z x̂)), sorted into one multiple of d z, one of x, one constant.
+    per_x = slope * inverse * grad_scale / count
+    constant = per_x * mean - slope * grad_bias / count
+    return (grad_z * slope - wide * per_x + constant).astype(x.dtype), grad_scale, grad_bias
+
+
+batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
+
+
+# ---------------------------------------------------------------------------------------------- pointwise convolution
+
+
+@jax.custom_vjp
+def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel`: `(…, channels_in)` times `(channels_in, channels_out)`."""
+    return x @ kernel
+
+
+def _pointwise_backward(saved, grad):
+    x, kernel = saved
+    rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    # XLA's CPU copies the left factor into transposed order: let that be the narrower of the two.
+    if rows.shape[1] <= grad_rows.shape[1]:
+        kernel_grad = jnp.einsum("nc,nd->cd", rows, grad_rows, preferred_element_type=jnp.float32)
+    else:
+        kernel_grad = jnp.einsum("nd,nc->dc", grad_rows, rows, preferred_element_type=jnp.float32).T
+    return grad @ kernel.T, kernel_grad.astype(kernel.dtype)
+
+
+pointwise_conv.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _pointwise_backward)
+
+
+# ---------------------------------------------------------------------------------------------- depthwise convolution
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:

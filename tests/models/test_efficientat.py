@@ -91,7 +91,7 @@ def test_batch_norm_follows_torch():
     patches = jnp.stack([x[:, i : i + 127 : 2, j : j + 59 : 2] for i in range(3) for j in range(3)], -1)
     before_norm = patches @ module.stem.kernel[...].reshape(9, -1)
     np.testing.assert_allclose(new["stem.norm.mean"], 0.01 * before_norm.mean((0, 1, 2)), atol=1e-6)
-    np.testing.assert_allclose(new["stem.norm.var"], 0.99 + 0.01 * before_norm.var((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(new["stem.norm.var"], 0.99 + 0.01 * before_norm.var((0, 1, 2), ddof=1), rtol=1e-4)
     out = module.stem(FEATURES, False)
     np.testing.assert_allclose(out, jax.nn.hard_swish(before_norm / np.sqrt(1.0 + 1e-3)), atol=1e-5)
 

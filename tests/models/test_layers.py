@@ -10,7 +10,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from sousa_jax.models.layers import _shifted_conv, depthwise_conv, grouped_conv
+from sousa_jax.models.layers import (
+    ACTIVATIONS,
+    _shifted_conv,
+    batch_normalize,
+    depthwise_conv,
+    grouped_conv,
+    pointwise_conv,
+)
 
 
 def _case(height, width, channels, size, batch=2):
@@ -58,3 +65,31 @@ def test_bfloat16_in_bfloat16_out():
     out, vjp = jax.vjp(lambda x, k: depthwise_conv(x, k, 1), x, kernel)
     assert out.dtype == jnp.bfloat16
     assert {g.dtype for g in vjp(out)} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_batch_norm_equals_the_textbook_and_its_gradient(activation):
+    """Against the formula written out, differentiated by JAX."""
+    x = jax.random.normal(jax.random.key(0), (4, 5, 6, 3)) * 3 + 2
+    scale, bias = jnp.array([0.5, 2.0, -1.0]), jnp.array([0.1, -1.0, 3.0])
+
+    def textbook(x, scale, bias):
+        mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        return ACTIVATIONS[activation][0]((x - mean) / jnp.sqrt(var + 1e-3) * scale + bias)
+
+    ours = lambda x, scale, bias: batch_normalize(x, scale, bias, activation, 1e-3)[0]  # noqa: E731
+    expected, expected_vjp = jax.vjp(textbook, x, scale, bias)
+    got, got_vjp = jax.vjp(ours, x, scale, bias)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    grad = jax.random.normal(jax.random.key(1), got.shape)
+    for a, b in zip(got_vjp(grad), expected_vjp(grad), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize(("inside", "outside"), [(3, 7), (7, 3)])
+def test_pointwise_gradient_whichever_side_is_narrower(inside, outside):
+    x = jax.random.normal(jax.random.key(0), (2, 4, 5, inside))
+    kernel = jax.random.normal(jax.random.key(1), (inside, outside))
+    grad = jax.random.normal(jax.random.key(2), (2, 4, 5, outside))
+    for a, b in zip(jax.vjp(pointwise_conv, x, kernel)[1](grad), jax.vjp(jnp.matmul, x, kernel)[1](grad), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)

@@ -1,0 +1,192 @@
+"""A run leaves what it promises, and being killed changes nothing in its result."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+from configs import efficientat_scratch
+from sousa_jax import checkpoint, evaluate, models, train
+from sousa_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def tiny_config(**changes):
+    """Two epochs of five steps on half-second windows, with everything on that could break a resume."""
+    config = efficientat_scratch.get_config("smoke")
+    config.data.synth_clips = (40, 40, 40)
+    config.model.window_s = 0.5
+    config.train.batch_size = 8
+    config.train.accumulate = 2
+    config.train.checkpoint_every_steps = 3
+    config.train.log_every_steps = 1
+    for key, value in changes.items():
+        config[key].update(value) if isinstance(value, dict) else config.update({key: value})
+    return config
+
+
+def last_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint, by path."""
+    import orbax.checkpoint as ocp
+
+    last = workdir / "checkpoints" / "last"
+    step = max(int(p.name) for p in last.iterdir() if p.name.isdigit())
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore((last / str(step) / "state").absolute())
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves} | {"at": np.asarray(step)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    assert train.run(tiny_config(), workdir) == 0
+    return workdir
+
+
+def _killed_at(step: int, signal_name: str, workdir: pathlib.Path) -> subprocess.CompletedProcess:
+    """Runs `tiny_config` in a process of its own that gets a signal when training calls step number `step`."""
+    code = f"""
+        import os, pathlib, signal, sys
+        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        import jax
+        jax.config.update("jax_compilation_cache_dir", {jax.config.jax_compilation_cache_dir!r})
+        from sousa_jax import train
+        from test_train import tiny_config
+
+        make = train.make_train_step
+        def making(*args):
+            step, calls = make(*args), iter(range(1, 10**6))
+            def counted(state, batch):
+                if next(calls) == {step}:
+                    os.kill(os.getpid(), signal.{signal_name})
+                return step(state, batch)
+            return counted
+        train.make_train_step = making
+        sys.exit(train.run(tiny_config(), pathlib.Path({str(workdir)!r})))
+    """
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300)
+
+
+def test_the_folder_holds_what_is_promised(finished):
+    for name in (
+        "checkpoints", "logs/training.log", "logs/tensorboard", "config.json", "model.json",
+        "results/test_metrics.json", "results/per_rudiment_metrics.csv",
+        "results/confusion_matrix.png", "results/skill_tier_breakdown.json",
+    ):  # fmt: skip
+        assert (finished / name).exists(), name
+    record = json.loads((finished / "config.json").read_text())
+    assert record["config"]["train"]["batch_size"] == 8
+    assert record["seed"] == 42
+    assert record["packages"]["jax"] == jax.__version__
+    assert record["device"]["kind"]
+    assert len(record["data"]["fingerprints"]["train"]) == 16
+    result = json.loads((finished / "results" / "test_metrics.json").read_text())
+    assert result["n_clips"] == 40
+    assert result["duration_only_balanced_accuracy"] is not None
+
+
+@pytest.mark.slow
+def test_killed_in_mid_epoch_the_result_is_the_same_bit_for_bit(finished, tmp_path):
+    workdir = tmp_path / "killed"
+    assert _killed_at(5, "SIGKILL", workdir).returncode == -9
+    assert not (workdir / "results").exists()
+    assert train.run(tiny_config(), workdir) == 0
+    assert "resumed at step" in (workdir / "logs" / "training.log").read_text()
+    whole, resumed = last_state(finished), last_state(workdir)
+    assert whole.keys() == resumed.keys()
+    for key in whole:
+        np.testing.assert_array_equal(whole[key], resumed[key], err_msg=key)
+    assert (finished / "results/test_metrics.json").read_text() == (workdir / "results/test_metrics.json").read_text()
+
+
+@pytest.mark.slow
+def test_sigterm_saves_says_how_to_go_on_and_exits_with_zero(finished, tmp_path):
+    workdir = tmp_path / "stopped"
+    done = _killed_at(7, "SIGTERM", workdir)
+    assert done.returncode == 0, done.stderr
+    assert "stopped by SIGTERM; state saved at step 7" in done.stdout
+    assert last_state(workdir)["at"] == 7
+    assert train.run(tiny_config(), workdir) == 0
+    whole, resumed = last_state(finished), last_state(workdir)
+    assert all(np.array_equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_finished_run_only_evaluates_again(finished):
+    before = last_state(finished)
+    assert train.run(tiny_config(), finished) == 0
+    after = last_state(finished)
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+def test_another_config_in_the_same_folder_is_refused(finished):
+    with pytest.raises(InputError, match=r"train\.learning_rate was 0\.003, is 0\.1"):
+        train.run(tiny_config(train={"learning_rate": 0.1}), finished)
+
+
+def test_re_evaluation_gives_the_run_s_own_numbers(finished, capsys, tmp_path):
+    evaluate.main([f"--workdir={finished}", f"--out={tmp_path / 'again'}"])
+    assert "test: balanced accuracy" in capsys.readouterr().out
+    again, first = ((p / "test_metrics.json").read_text() for p in (tmp_path / "again", finished / "results"))
+    assert again == first
+
+
+def test_evaluating_nothing_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        evaluate.main([f"--workdir={tmp_path}"])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_starts_from_a_given_model_and_refuses_one_that_does_not_fit(finished, tmp_path):
+    given = checkpoint.load_model(finished)
+    config = tiny_config(init_from=str(finished))
+    params, _ = train._initial_arrays(config, given.config)
+    assert all(np.array_equal(params[key], given.params[key]) for key in params)
+    wider = models.make_config("efficientat", "mn04")
+    with pytest.raises(InputError, match="does not fit"):
+        train._initial_arrays(config, wider)
+
+
+def test_a_step_lowers_the_loss_and_counts():
+    """Ten steps on one batch: the loss falls, the step number rises, statistics move."""
+    import jax.numpy as jnp
+
+    from sousa_jax.optim import make_optimizer
+    from sousa_jax.step import TrainState, make_train_step
+
+    config = tiny_config(train={"accumulate": 1, "learning_rate": 3e-3, "label_smoothing": 0.0})
+    config.augment.update({"mixup_alpha": 0.0, "freq_masks": 0, "time_masks": 0, "tempo_stretch": 0.0, "gain_db": 0.0})
+    model_config = train._model_config(config)
+    optimizer = make_optimizer(config, 30)
+    state = TrainState.create(*models.init("efficientat", model_config), optimizer)
+    stats_before = jax.device_get(state.stats)
+    step = make_train_step("efficientat", model_config, optimizer, config)
+    batch = {"waveform": jax.random.normal(jax.random.key(0), (8, 16_000)) * 0.1, "label": jnp.arange(8)}
+    losses = []
+    for _ in range(10):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert int(state.step) == 10
+    assert losses[-1] < 0.8 * losses[0]
+    assert not np.array_equal(stats_before["stem.norm.mean"], state.stats["stem.norm.mean"])
+
+
+def test_weight_decay_leaves_biases_and_norms_alone():
+    from sousa_jax.optim import make_optimizer
+
+    config = tiny_config(train={"accumulate": 1, "weight_decay": 0.5, "warmup_fraction": 0.0, "learning_rate": 0.1})
+    params = {"kernel": np.ones((2, 2), np.float32), "norm.scale": np.ones(2, np.float32)}
+    optimizer = make_optimizer(config, 10)
+    state = optimizer.init(params)
+    zeros = jax.tree.map(np.zeros_like, params)
+    for _ in range(2):
+        updates, state = optimizer.update(zeros, state, params)
+    assert (np.asarray(updates["kernel"]) < 0).all()
+    assert (np.asarray(updates["norm.scale"]) == 0).all()
