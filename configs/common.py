@@ -25,7 +25,9 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.model.name = model
     config.model.variant = variant
     config.model.window_s = 5.0  # what the network hears at a time, seconds
-    config.model.dropout = 0.1
+    config.model.hop_ms = 0  # between spectrogram frames; 0: as the variant was released
+    config.model.n_mels = 0  # mel bands; 0: as the variant was released
+    config.model.settings = ConfigDict({"dropout": 0.1})  # fields of the model's own config
 
     config.data = ConfigDict()
     config.data.path = "synth"  # `synth`, a folder, or a Hub id

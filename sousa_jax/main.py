@@ -7,8 +7,10 @@ Without --workdir the run goes to experiments/{model}_{strategy}_{date}; the sam
 """
 
 import datetime
+import os
 import pathlib
 import re
+import runpy
 import sys
 
 from absl import app, flags
@@ -28,30 +30,27 @@ def default_workdir(config: ConfigDict, root: pathlib.Path = pathlib.Path("exper
     return next(root / candidate for candidate in (name, *(name + n for n in numbers)) if candidate not in taken)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parsing, with its errors as one line; an unknown key names the nearest known ones."""
-    try:
-        return flags.FLAGS(argv)
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"no such config file: {error.filename or error}") from None
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(_explain(argv, error)) from None
+def check_config_arguments(argv: list[str]) -> None:
+    """`InputError` for a config that is not there, an unknown preset, or an unknown key, naming the nearest.
 
-
-def _explain(argv: list[str], error: Exception) -> str:
-    message = " ".join(str(error).split())
-    if config_arg := next((a for a in argv if a.startswith("--config=")), None):
-        # Which of the given keys does the config not have?
-        probe = flags.FlagValues()
-        config_flags.DEFINE_config_file("config", flag_values=probe)
-        probe([argv[0], config_arg])
-        known = list(_keys(probe.config))
-        for match in (re.match(r"--config\.([\w.]+)", a) for a in argv):
-            if match and match[1] not in known:
-                return f"unknown key --config.{match[1]}; nearest: {nearest(match[1], known) or ', '.join(known)}"
-    return message
+    Done before absl parses the same arguments, whose own errors are tracebacks.
+    """
+    given = next((arg.removeprefix("--config=") for arg in argv if arg.startswith("--config=")), "")
+    if not given:
+        raise InputError("no --config given; for example --config=configs/efficientat_scratch.py:smoke")
+    path, _, preset = given.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"there is no config file {path!r} in {pathlib.Path.cwd()}")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise InputError(f"{path} defines no get_config()")
+    known = list(_keys(get_config(preset) if preset else get_config()))
+    for arg in argv:
+        match = re.match(r"--config\.([\w.]+)", arg)
+        if match and match[1] not in known:
+            raise InputError(
+                f"unknown key --config.{match[1]}; nearest: {nearest(match[1], known) or ', '.join(known)}"
+            )
 
 
 def _keys(config: ConfigDict, prefix: str = ""):
@@ -62,19 +61,34 @@ def _keys(config: ConfigDict, prefix: str = ""):
 
 
 def main(_: list[str]) -> None:
-    with one_line_errors():
-        if _CONFIG.value is None:
-            raise InputError("no --config given; for example --config=configs/efficientat_scratch.py:smoke")
-        from sousa_jax import train  # late: flag errors should not wait for JAX
+    from sousa_jax import train  # late: errors in the arguments should not wait for JAX
 
+    with one_line_errors():
         config = _CONFIG.value
         sys.exit(train.run(config, pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config)))
 
 
-def _flags_parser(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str]) -> list[str]:
     with one_line_errors():
-        return parse_flags(argv)
+        if not {"--help", "-h", "--helpfull"} & set(argv):
+            check_config_arguments(argv)
+        try:
+            return flags.FLAGS(argv)
+        except (flags.Error, TypeError, ValueError) as error:
+            raise InputError(" ".join(str(error).split())) from None
+
+
+def _with_huge_pages() -> None:
+    """Starts this program again with huge pages for memory, which glibc decides only when a process starts.
+
+    A training step on the CPU takes hundreds of megabytes anew each time; touching them 4 kB at a time is
+    nearly half of its duration (460 against 266 ms for mn04, batch 32). Elsewhere the variable does nothing.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_flags_parser)
+    _with_huge_pages()
+    app.run(main, flags_parser=_parse_flags)

@@ -44,9 +44,7 @@ def duration_only(train: pd.DataFrame, test: pd.DataFrame) -> float:
     return float(sk.recall_score(test["label"], predicted, labels=np.unique(test["label"]), average="macro"))
 
 
-def write_results(
-    folder: pathlib.Path, summary: dict[str, Any], table: pd.DataFrame, logits: np.ndarray
-) -> None:
+def write_results(folder: pathlib.Path, summary: dict[str, Any], table: pd.DataFrame, logits: np.ndarray) -> None:
     """Writes `test_metrics.json`, `per_rudiment_metrics.csv`, `skill_tier_breakdown.json`, `confusion_matrix.png`.
 
     table: one row a clip with `label` and `skill_tier`; logits: `(len(table), NUM_CLASSES)`, same order.

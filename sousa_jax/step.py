@@ -70,7 +70,7 @@ def make_train_step(
         (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.stats, batch, rng)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, stats, opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0)

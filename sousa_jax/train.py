@@ -159,8 +159,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
 
 def _model_config(config: ConfigDict) -> Any:
     settings = config.model
-    made = models.make_config(settings.name, settings.variant, num_classes=NUM_CLASSES, dropout=settings.dropout)
-    return dataclasses.replace(made, frontend=dataclasses.replace(made.frontend, window_s=settings.window_s))
+    made = models.make_config(settings.name, settings.variant, num_classes=NUM_CLASSES, **settings.settings)
+    changes = {"window_s": settings.window_s}
+    if settings.hop_ms:
+        changes["hop_length"] = settings.hop_ms * made.frontend.sample_rate // 1000
+    if settings.n_mels:
+        changes["n_mels"] = settings.n_mels
+    return dataclasses.replace(made, frontend=dataclasses.replace(made.frontend, **changes))
 
 
 def _initial_arrays(config: ConfigDict, model_config: Any) -> tuple[models.Arrays, models.Arrays]:

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def tiny_config(**changes):
-    """Two epochs of five steps on half-second windows, with everything on that could break a resume."""
+    """Two epochs of five steps on half-second windows; a checkpoint at each third step and each epoch's end."""
     config = efficientat_scratch.get_config("smoke")
     config.data.synth_clips = (40, 40, 40)
     config.model.window_s = 0.5
@@ -53,7 +53,7 @@ def finished(tmp_path_factory):
 def _killed_at(step: int, signal_name: str, workdir: pathlib.Path) -> subprocess.CompletedProcess:
     """Runs `tiny_config` in a process of its own that gets a signal when training calls step number `step`."""
     code = f"""
-        import os, pathlib, signal, sys
+        import os, pathlib, signal, sys, time
         sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
         import jax
         jax.config.update("jax_compilation_cache_dir", {jax.config.jax_compilation_cache_dir!r})
@@ -65,6 +65,7 @@ def _killed_at(step: int, signal_name: str, workdir: pathlib.Path) -> subprocess
             step, calls = make(*args), iter(range(1, 10**6))
             def counted(state, batch):
                 if next(calls) == {step}:
+                    time.sleep(3)  # let the checkpoint being written in the background arrive
                     os.kill(os.getpid(), signal.{signal_name})
                 return step(state, batch)
             return counted
@@ -95,10 +96,10 @@ def test_the_folder_holds_what_is_promised(finished):
 @pytest.mark.slow
 def test_killed_in_mid_epoch_the_result_is_the_same_bit_for_bit(finished, tmp_path):
     workdir = tmp_path / "killed"
-    assert _killed_at(5, "SIGKILL", workdir).returncode == -9
+    assert _killed_at(8, "SIGKILL", workdir).returncode == -9
     assert not (workdir / "results").exists()
     assert train.run(tiny_config(), workdir) == 0
-    assert "resumed at step" in (workdir / "logs" / "training.log").read_text()
+    assert "resumed at step 6 of 10" in (workdir / "logs" / "training.log").read_text()
     whole, resumed = last_state(finished), last_state(workdir)
     assert whole.keys() == resumed.keys()
     for key in whole:
@@ -155,7 +156,7 @@ def test_starts_from_a_given_model_and_refuses_one_that_does_not_fit(finished, t
 
 
 def test_a_step_lowers_the_loss_and_counts():
-    """Ten steps on one batch: the loss falls, the step number rises, statistics move."""
+    """Twenty steps on one batch: the loss falls, the step number rises, statistics move."""
     import jax.numpy as jnp
 
     from sousa_jax.optim import make_optimizer
@@ -170,10 +171,10 @@ def test_a_step_lowers_the_loss_and_counts():
     step = make_train_step("efficientat", model_config, optimizer, config)
     batch = {"waveform": jax.random.normal(jax.random.key(0), (8, 16_000)) * 0.1, "label": jnp.arange(8)}
     losses = []
-    for _ in range(10):
+    for _ in range(20):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
-    assert int(state.step) == 10
+    assert int(state.step) == 20
     assert losses[-1] < 0.8 * losses[0]
     assert not np.array_equal(stats_before["stem.norm.mean"], state.stats["stem.norm.mean"])
 

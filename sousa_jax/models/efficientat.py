@@ -72,6 +72,10 @@ class EfficientATConfig:
       se_agg: how several such branches are joined: max, avg, add, min.
       se_reduction: the bottleneck is this many times narrower.
       dropout: in the `mlp` head.
+      norm_momentum: how much of the running statistics stays at each step. The official 0.99 suits runs of
+        many thousand steps; a short run needs less, or its statistics still hold their initial ones.
+      grouped_init: scales the initial depthwise kernels by their own fan-out, k², instead of PyTorch's k² times
+        channels. The official init leaves depthwise outputs far below batch norm's epsilon.
       frontend: what turns samples into the network's input.
     """
 
@@ -84,6 +88,8 @@ class EfficientATConfig:
     se_agg: str = "max"
     se_reduction: int = 4
     dropout: float = 0.2
+    norm_momentum: float = 0.99
+    grouped_init: bool = False
     frontend: FrontendSpec = dataclasses.field(default_factory=FrontendSpec)
 
     def __post_init__(self) -> None:
@@ -119,10 +125,10 @@ def _kaiming_fan_out(rngs: nnx.Rngs, shape: tuple[int, ...], fan_out: int) -> nn
 
 
 class Norm(nnx.Module):
-    """Batch norm with the official constants (eps 1e-3; PyTorch's momentum 0.01 is 0.99 here), and the
-    activation after it. Statistics are float32 whatever the input; the output keeps the input's dtype."""
+    """Batch norm with the official epsilon 1e-3 (PyTorch's momentum 0.01 is 0.99 here), and the activation
+    after it. Statistics are float32 whatever the input; the output keeps the input's dtype."""
 
-    def __init__(self, channels: int, activation: str = "none", *, epsilon=1e-3, momentum=0.99):
+    def __init__(self, channels: int, activation: str, *, momentum: float, epsilon: float = 1e-3):
         self.scale, self.bias = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
         self.mean, self.var = nnx.BatchStat(jnp.zeros(channels)), nnx.BatchStat(jnp.ones(channels))
         self.activation, self.epsilon, self.momentum = activation, epsilon, momentum
@@ -141,9 +147,9 @@ class Norm(nnx.Module):
 class InputConv(nnx.Module):
     """The 3 × 3 convolution of stride 2 on the single-channel spectrogram, as nine slices and one product."""
 
-    def __init__(self, out_channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, out_channels: int, config: EfficientATConfig, *, rngs: nnx.Rngs):
         self.kernel = _kaiming_fan_out(rngs, (3, 3, out_channels), fan_out=9 * out_channels)
-        self.norm = Norm(out_channels, "hard_swish")
+        self.norm = Norm(out_channels, "hard_swish", momentum=config.norm_momentum)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         height, width = (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2
@@ -156,9 +162,9 @@ class InputConv(nnx.Module):
 class Pointwise(nnx.Module):
     """1 × 1 convolution, batch norm, activation."""
 
-    def __init__(self, in_channels: int, out_channels: int, activation: str, *, rngs: nnx.Rngs):
+    def __init__(self, in_channels, out_channels, activation, config: EfficientATConfig, *, rngs: nnx.Rngs):
         self.kernel = _kaiming_fan_out(rngs, (in_channels, out_channels), fan_out=out_channels)
-        self.norm = Norm(out_channels, activation)
+        self.norm = Norm(out_channels, activation, momentum=config.norm_momentum)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         return self.norm(pointwise_conv(x, self.kernel[...].astype(x.dtype)), train)
@@ -167,11 +173,11 @@ class Pointwise(nnx.Module):
 class Depthwise(nnx.Module):
     """Depthwise k × k convolution, batch norm, activation."""
 
-    def __init__(self, channels: int, kernel_size: int, stride: int, activation: str, *, rngs: nnx.Rngs):
-        # The official fan-out counts all output channels, though each has one input channel only.
+    def __init__(self, channels, kernel_size, stride, activation, config: EfficientATConfig, *, rngs: nnx.Rngs):
         shape = (kernel_size, kernel_size, channels)
-        self.kernel = _kaiming_fan_out(rngs, shape, fan_out=kernel_size**2 * channels)
-        self.norm = Norm(channels, activation)
+        fan_out = kernel_size**2 * (1 if config.grouped_init else channels)
+        self.kernel = _kaiming_fan_out(rngs, shape, fan_out)
+        self.norm = Norm(channels, activation, momentum=config.norm_momentum)
         self.stride = stride
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -222,11 +228,12 @@ class ConcurrentSE(nnx.Module):
 class InvertedResidual(nnx.Module):
     """1 × 1 expansion (absent where it would not widen), depthwise, squeeze-excitation, 1 × 1 projection."""
 
-    def __init__(self, in_channels, kernel_size, expanded, out_channels, activation, stride, se, *, rngs):
-        self.expand = Pointwise(in_channels, expanded, activation, rngs=rngs) if expanded != in_channels else None
-        self.depthwise = Depthwise(expanded, kernel_size, stride, activation, rngs=rngs)
+    def __init__(self, in_channels, kernel_size, expanded, out_channels, activation, stride, se, config, *, rngs):
+        widens = expanded != in_channels
+        self.expand = Pointwise(in_channels, expanded, activation, config, rngs=rngs) if widens else None
+        self.depthwise = Depthwise(expanded, kernel_size, stride, activation, config, rngs=rngs)
         self.se = se
-        self.project = Pointwise(expanded, out_channels, "none", rngs=rngs)
+        self.project = Pointwise(expanded, out_channels, "none", config, rngs=rngs)
         self.residual = stride == 1 and in_channels == out_channels
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -255,7 +262,7 @@ class ConvHead(nnx.Module):
 
     def __init__(self, in_features: int, config: EfficientATConfig, *, rngs: nnx.Rngs):
         self.kernel = _kaiming_fan_out(rngs, (in_features, config.num_classes), fan_out=config.num_classes)
-        self.norm = Norm(config.num_classes, epsilon=1e-5, momentum=0.9)
+        self.norm = Norm(config.num_classes, "none", momentum=0.9, epsilon=1e-5)
 
     def __call__(self, x: jax.Array, pooled: jax.Array, train: bool, rng: jax.Array | None) -> jax.Array:
         logits = self.norm(pointwise_conv(x, self.kernel[...].astype(x.dtype)), train)
@@ -290,7 +297,7 @@ class EfficientAT(nnx.Module):
         spec = config.frontend
         in_channels = config.channels(16)
         mels, frames = (spec.n_mels + 1) // 2, (spec.n_frames(spec.window_samples) + 1) // 2
-        self.stem = InputConv(in_channels, rngs=rngs)
+        self.stem = InputConv(in_channels, config, rngs=rngs)
         blocks = []
         strides = iter(config.strides)
         for kernel_size, expanded, out_channels, use_se, activation, stride in BLOCKS:
@@ -299,12 +306,11 @@ class EfficientAT(nnx.Module):
             mels, frames = (mels - 1) // stride + 1, (frames - 1) // stride + 1
             sizes = {"c": expanded, "f": mels, "t": frames}
             se = ConcurrentSE(config, sizes, rngs=rngs) if use_se and config.se_dims else None
-            blocks.append(
-                InvertedResidual(in_channels, kernel_size, expanded, out_channels, activation, stride, se, rngs=rngs)
-            )
+            shape = (in_channels, kernel_size, expanded, out_channels, activation, stride)
+            blocks.append(InvertedResidual(*shape, se, config, rngs=rngs))
             in_channels = out_channels
         self.blocks = nnx.List(blocks)
-        self.last = Pointwise(in_channels, 6 * in_channels, "hard_swish", rngs=rngs)
+        self.last = Pointwise(in_channels, 6 * in_channels, "hard_swish", config, rngs=rngs)
         self.head = _HEAD_CLASSES[config.head](6 * in_channels, config, rngs=rngs)
 
     def stages(self, features: jax.Array, *, train: bool = False) -> list[jax.Array]:

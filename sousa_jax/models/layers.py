@@ -216,9 +216,7 @@ def _kernel_gradient(x, grad, size, stride):
 
     def add_row(n, totals):
         clip, row = n // height, n % height
-        window = lax.dynamic_slice(
-            padded, (clip, row * stride, 0, 0), (1, size, padded.shape[2], channels)
-        )[0]
+        window = lax.dynamic_slice(padded, (clip, row * stride, 0, 0), (1, size, padded.shape[2], channels))[0]
         grad_row = lax.dynamic_slice(grad, (clip, row, 0, 0), (1, 1, width, channels))[0, 0]
         return tuple(
             total + window[i, j : j + (width - 1) * stride + 1 : stride].astype(jnp.float32) * grad_row

@@ -54,7 +54,7 @@ def test_every_preset_builds(name):
 )
 def test_heads_and_squeeze_excitation(head, se_dims, se_agg):
     frontend = models.FrontendSpec(window_s=0.6)
-    config, params, stats, apply = _tiny(head=head, se_dims=se_dims, se_agg=se_agg, frontend=frontend)
+    _, params, stats, apply = _tiny(head=head, se_dims=se_dims, se_agg=se_agg, frontend=frontend)
     outputs, _ = apply(params, stats, FEATURES)
     assert outputs.logits.shape == (2, 40)
     assert outputs.embedding.shape == (2, 96)

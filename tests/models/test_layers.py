@@ -22,7 +22,9 @@ from sousa_jax.models.layers import (
 
 def _case(height, width, channels, size, batch=2):
     keys = jax.random.split(jax.random.key(height * 100 + width), 2)
-    return jax.random.normal(keys[0], (batch, height, width, channels)), jax.random.normal(keys[1], (size, size, channels))
+    return jax.random.normal(keys[0], (batch, height, width, channels)), jax.random.normal(
+        keys[1], (size, size, channels)
+    )
 
 
 @settings(deadline=None, max_examples=8)
