@@ -114,8 +114,10 @@ def main() -> None:
             labels = rng.integers(0, config.num_classes, batch)
             forward, step, compile_s, frontend = jax_times(config, features, labels, args.repeats)
             torch_forward, torch_step = torch_times(config, features, labels, args.repeats)
-            print(f"{name:<10}{batch:>7} |{forward:8.1f}{torch_forward:8.1f}{torch_forward / forward:7.1f}×  |"
-                  f"{step:8.1f}{torch_step:8.1f}{torch_step / step:7.1f}×  |{frontend:9.1f}{compile_s:10.1f}")  # fmt: skip
+            print(
+                f"{name:<10}{batch:>7} |{forward:8.1f}{torch_forward:8.1f}{torch_forward / forward:7.1f}x  |"
+                f"{step:8.1f}{torch_step:8.1f}{torch_step / step:7.1f}x  |{frontend:9.1f}{compile_s:10.1f}"
+            )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import tempfile
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from sousa_jax import models
@@ -135,7 +134,7 @@ class RunCheckpoints:
     def _save(manager: ocp.CheckpointManager, step: int, state: Any, progress: dict[str, Any]) -> None:
         if step in manager.all_steps():  # the same step again, after a resume: it is the same state
             return
-        items = {"state": ocp.args.StandardSave(state), "progress": ocp.args.JsonSave(progress)}
+        items = {"state": ocp.args.StandardSave(state), "progress": ocp.args.JsonSave(dict(progress))}  # written later
         manager.save(step, args=ocp.args.Composite(**items))
 
     def save_last(self, step: int, state: Any, progress: dict[str, Any]) -> None:
@@ -169,7 +168,3 @@ class RunCheckpoints:
     def close(self) -> None:
         self._last.close()
         self._best.close()
-
-
-def to_numpy(arrays: models.Arrays) -> dict[str, np.ndarray]:
-    return {key: np.asarray(value) for key, value in arrays.items()}

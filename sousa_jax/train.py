@@ -55,7 +55,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
     eval_step = make_eval_step(config.model.name, model_config, config.train.compute_dtype)
     data_sharding, replicated = _shardings()
 
-    _write_once(workdir, config, model_config, (train_clips, validation_clips, test_clips))
+    _record(workdir, config, model_config, (train_clips, validation_clips, test_clips))
     checkpoints = checkpoint.RunCheckpoints(workdir)
 
     with contextlib.ExitStack() as stack:
@@ -104,17 +104,17 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
             bar.update(f"epoch {step / steps_per_epoch:.1f}, loss {float(recent[max(0, len(recent) - 2)]):.3f}")
 
             if step % config.train.log_every_steps == 0:
-                loss = float(np.mean(jax.device_get(recent)))
+                losses = jax.device_get(recent)
                 recent.clear()
-                _stop_if_not_finite(loss, step, checkpoints)
                 log.scalars(step, {
-                    "train/loss": loss,
+                    "train/loss": float(np.mean(losses)),
                     "train/gradient_norm": float(step_metrics["gradient_norm"]),
                     "train/learning_rate": float(schedule((step - 1) // config.train.accumulate)),
                     "train/clips_per_second": bar.clips_per_second(),
                 })  # fmt: skip
 
             if step % steps_per_epoch == 0:
+                _refuse_if_not_finite(float(step_metrics["loss"]), step, checkpoints)
                 score = _validate(eval_step, state, validation_clips, spec, config, validation_bad)
                 epoch = step // steps_per_epoch
                 log.scalars(step, {f"validation/{name}": value for name, value in score.items()})
@@ -132,6 +132,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
                     progress["finished"] = True
 
             if stop.requested or step % config.train.checkpoint_every_steps == 0 or step % steps_per_epoch == 0:
+                _refuse_if_not_finite(float(step_metrics["loss"]), step, checkpoints)
                 checkpoints.save_last(step, state, progress)
             if stop.requested:
                 checkpoints.wait()
@@ -213,11 +214,13 @@ def _use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path("~/.cache/sousa_jax/jax").expanduser()))
 
 
-def _stop_if_not_finite(loss: float, step: int, checkpoints: checkpoint.RunCheckpoints) -> None:
+def _refuse_if_not_finite(loss: float, step: int, checkpoints: checkpoint.RunCheckpoints) -> None:
     if not math.isfinite(loss):
         checkpoints.wait()
-        raise InputError(f"the loss became {loss} before step {step}; the last checkpoints are from before. "
-                         "Try a smaller --config.train.learning_rate")  # fmt: skip
+        raise InputError(
+            f"the loss is {loss} at step {step}; the last checkpoint is from before. "
+            "Try a smaller --config.train.learning_rate in a new --workdir"
+        )
 
 
 class _StopSignal:
@@ -266,9 +269,16 @@ def _leaves(tree: dict[str, Any], prefix: str = ""):
             yield prefix + key, value
 
 
-def _write_once(workdir: pathlib.Path, config: ConfigDict, model_config: Any, splits: tuple) -> None:
-    """`config.json` and `model.json`, when the run begins."""
+def _record(workdir: pathlib.Path, config: ConfigDict, model_config: Any, splits: tuple) -> None:
+    """Writes `config.json` and `model.json` when the run begins; later, refuses to go on with other data."""
+    fingerprints = {clips.split: clips.fingerprint for clips in splits}
     if (workdir / CONFIG_JSON).exists():
+        before = json.loads((workdir / CONFIG_JSON).read_text("utf-8"))["data"]["fingerprints"]
+        if before != fingerprints:
+            raise InputError(
+                f"{workdir} was trained on data {before}, {config.data.path} now is {fingerprints}; "
+                "choose another --workdir"
+            )
         return
     checkpoint.write_json(workdir / checkpoint.MODEL_JSON, models.config_to_json(config.model.name, model_config))
     record = {
@@ -278,7 +288,7 @@ def _write_once(workdir: pathlib.Path, config: ConfigDict, model_config: Any, sp
         "data": {
             "path": config.data.path,
             "revision": getattr(splits[0], "resolved_revision", None),
-            "fingerprints": {clips.split: clips.fingerprint for clips in splits},
+            "fingerprints": fingerprints,
             "clips": {clips.split: len(clips) for clips in splits},
         },
     }

@@ -131,6 +131,17 @@ def test_another_config_in_the_same_folder_is_refused(finished):
         train.run(tiny_config(train={"learning_rate": 0.1}), finished)
 
 
+def test_other_data_in_the_same_folder_is_refused(finished, tmp_path):
+    import shutil
+
+    shutil.copytree(finished, tmp_path / "copy")
+    record = json.loads((tmp_path / "copy" / "config.json").read_text())
+    record["data"]["fingerprints"]["train"] = "0" * 16
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="was trained on data"):
+        train.run(tiny_config(), tmp_path / "copy")
+
+
 def test_re_evaluation_gives_the_run_s_own_numbers(finished, capsys, tmp_path):
     evaluate.main([f"--workdir={finished}", f"--out={tmp_path / 'again'}"])
     assert "test: balanced accuracy" in capsys.readouterr().out
@@ -155,14 +166,48 @@ def test_starts_from_a_given_model_and_refuses_one_that_does_not_fit(finished, t
         train._initial_arrays(config, wider)
 
 
-def test_a_step_lowers_the_loss_and_counts():
-    """Twenty steps on one batch: the loss falls, the step number rises, statistics move."""
+@pytest.mark.parametrize(
+    ("layout", "streaming"), [("hub", False), ("hub", True), ("local", False)], ids=["hub", "streamed", "local"]
+)
+def test_trains_on_sousa_in_each_layout(sousa_formats, tmp_path, layout, streaming):
+    """Real SOUSA files, three clips a split: read, trained on, evaluated, and named in the record."""
+    config = tiny_config(data={"path": str(sousa_formats / layout), "streaming": streaming}, train={"epochs": 1})
+    assert train.run(config, tmp_path / "run") == 0
+    result = json.loads((tmp_path / "run" / "results" / "test_metrics.json").read_text())
+    assert result["n_clips"] == 3
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["data"]["clips"] == {"train": 3, "validation": 3, "test": 3}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, monkeypatch):
+    """The checkpoint that stays is the last good one."""
+    make = train.make_train_step
+
+    def poisoned(*args):
+        step = make(*args)
+
+        def call(state, batch):
+            state, metrics = step(state, batch)
+            return state, metrics | {"loss": jax.numpy.where(state.step > 4, jax.numpy.nan, metrics["loss"])}
+
+        return call
+
+    monkeypatch.setattr(train, "make_train_step", poisoned)
+    with pytest.raises(InputError, match="the loss is nan at step 5"):
+        train.run(tiny_config(), tmp_path / "run")
+    assert last_state(tmp_path / "run")["at"] == 3
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_a_step_lowers_the_loss_and_counts(compute_dtype):
+    """Twenty steps on one batch: the loss falls, the step number rises, statistics move, parameters stay float32."""
     import jax.numpy as jnp
 
     from sousa_jax.optim import make_optimizer
     from sousa_jax.step import TrainState, make_train_step
 
-    config = tiny_config(train={"accumulate": 1, "learning_rate": 3e-3, "label_smoothing": 0.0})
+    settings = {"accumulate": 1, "learning_rate": 3e-3, "label_smoothing": 0.0, "compute_dtype": compute_dtype}
+    config = tiny_config(train=settings)
     config.augment.update({"mixup_alpha": 0.0, "freq_masks": 0, "time_masks": 0, "tempo_stretch": 0.0, "gain_db": 0.0})
     model_config = train._model_config(config)
     optimizer = make_optimizer(config, 30)
@@ -177,6 +222,7 @@ def test_a_step_lowers_the_loss_and_counts():
     assert int(state.step) == 20
     assert losses[-1] < 0.8 * losses[0]
     assert not np.array_equal(stats_before["stem.norm.mean"], state.stats["stem.norm.mean"])
+    assert {p.dtype for p in state.params.values()} == {np.dtype("float32")}
 
 
 def test_weight_decay_leaves_biases_and_norms_alone():

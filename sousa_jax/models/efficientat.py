@@ -195,11 +195,9 @@ class SqueezeExcitation(nnx.Module):
     layer. Here `f` does what it says there.
     """
 
-    _AXES: dict[str, int] = {"f": 1, "t": 2, "c": 3}
-
     def __init__(self, dim: str, size: int, reduction: int, *, rngs: nnx.Rngs):
         squeezed = _divisible_by_8(size // reduction)
-        self.axis = self._AXES[dim]
+        self.axis = {"f": 1, "t": 2, "c": 3}[dim]
         self.fc1 = _linear(size, squeezed, rngs)
         self.fc2 = _linear(squeezed, size, rngs)
 
