@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import uuid
 from typing import Any
 
 import absl.logging
@@ -89,7 +90,7 @@ class RunLog:
         import wandb
 
         id_file = self._folder / "wandb_id"
-        run_id = id_file.read_text().strip() if id_file.exists() else wandb.util.generate_id()
+        run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex
         id_file.write_text(run_id)
         return wandb.init(
             project=self._config.tracking.wandb_project,

@@ -33,7 +33,6 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
     """
     # -------------------------------------------------------------------------------------------------- set up
     _refuse_other_config(workdir, config)
-    workdir.mkdir(parents=True, exist_ok=True)
     _use_compilation_cache()
     model_config = _model_config(config)
     spec = model_config.frontend
@@ -280,6 +279,7 @@ def _record(workdir: pathlib.Path, config: ConfigDict, model_config: Any, splits
                 "choose another --workdir"
             )
         return
+    workdir.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(workdir / checkpoint.MODEL_JSON, models.config_to_json(config.model.name, model_config))
     record = {
         "config": _stored(config),

@@ -37,6 +37,7 @@ def test_one_line_and_exit_code_2(args, says, tmp_path):
     assert len(errors) == 1, done.stderr
     assert says in errors[0]
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_default_workdir_never_collides(tmp_path):
