@@ -1,6 +1,15 @@
 """EfficientAT from random weights.
 
-python -m sousa_jax.main --config=configs/efficientat_scratch.py:smoke
+Anywhere, on synthetic data, in under two minutes on two CPU cores:
+
+    python -m sousa_jax.main --config=configs/efficientat_scratch.py:smoke
+
+On 1,450 real SOUSA clips, 18 minutes on two cores of a Zen 5 EPYC:
+
+    python -m sousa_jax.main --config=configs/efficientat_scratch.py:small --config.data.path=sousa_mini \\
+        --config.data.cache_dir=cache
+
+    test balanced accuracy 0.504 over all windows, 0.468 on the first; duration alone 0.050
 """
 
 from ml_collections import ConfigDict
