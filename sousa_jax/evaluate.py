@@ -136,12 +136,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with one_line_errors():
         model = checkpoint.load_model(args.workdir)
+        if not (args.workdir / "config.json").is_file():
+            raise InputError(f"{args.workdir} holds a model but no config.json; expected the folder of a training run")
         stored = json.loads((args.workdir / "config.json").read_text("utf-8"))
         config = ConfigDict(stored["config"])
         if args.data and args.data != config.data.path:
             config.data.path, config.data.revision = args.data, ""
-        if not hasattr(model.config, "frontend"):
-            raise InputError(f"{args.workdir} stores no frontend")
         train = open_split(config.data, "train", seed=config.seed, sample_rate=model.config.frontend.sample_rate)
         name = pathlib.PurePath(config.data.path).name
         out = args.out or args.workdir / "results" / f"{args.split}_on_{name}"

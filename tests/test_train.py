@@ -149,9 +149,16 @@ def test_re_evaluation_gives_the_run_s_own_numbers(finished, capsys, tmp_path):
     assert again == first
 
 
-def test_evaluating_nothing_is_one_line(tmp_path, capsys):
+@pytest.mark.parametrize("wrong", ["nothing there", "a model but no run", "unknown split"])
+def test_evaluating_what_cannot_be_is_one_line(finished, tmp_path, capsys, wrong):
+    workdir, split = tmp_path, "test"
+    if wrong == "a model but no run":
+        workdir = tmp_path / "ported"
+        checkpoint.save_model(workdir, checkpoint.load_model(finished))
+    elif wrong == "unknown split":
+        workdir, split = finished, "tset"
     with pytest.raises(SystemExit) as exit_info:
-        evaluate.main([f"--workdir={tmp_path}"])
+        evaluate.main([f"--workdir={workdir}", f"--split={split}"])
     assert exit_info.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
 

@@ -20,7 +20,8 @@ def open_split(data: ConfigDict, split: str, *, seed: int, sample_rate: int) -> 
     from sousa_jax.data import cache, sousa, synth
 
     if data.path == "synth":
-        return synth.SynthClips(split, data.synth_clips[SPLITS.index(split)], seed)
+        num_clips = dict(zip(SPLITS, data.synth_clips, strict=True))
+        return synth.SynthClips(split, num_clips.get(split, 1), seed)  # which refuses an unknown split
     revision = data.revision or None
     if data.streaming:
         return sousa.stream_clips(data.path, split, revision=revision)
