@@ -55,11 +55,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
     data_sharding, replicated = _shardings()
 
     _record(workdir, config, model_config, (train_clips, validation_clips, test_clips))
-    checkpoints = checkpoint.RunCheckpoints(workdir)
-
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(RunLog(workdir, config))
         stop = stack.enter_context(_StopSignal())
+        checkpoints = checkpoint.RunCheckpoints(workdir)
         stack.callback(checkpoints.close)
         n_params = sum(p.size for p in params.values())
         logger.info("%s: %s %s, %d parameters", workdir, config.model.name, config.model.variant, n_params)
