@@ -10,6 +10,8 @@ import tomllib
 
 import numpy as np
 import pytest
+import safetensors.numpy
+import torch
 
 from ports import checkpoints, convert, efficientat
 from ports.port import port
@@ -17,8 +19,6 @@ from ports.rules import invert
 from sousa_jax import checkpoint
 from sousa_jax.errors import InputError
 from sousa_jax.models.efficientat import PRESETS
-
-torch = pytest.importorskip("torch")
 
 
 @pytest.fixture
@@ -84,9 +84,8 @@ def test_the_files_own_number_of_classes_keeps_everything(official_state, save, 
 
 
 def test_safetensors_are_read_too(official_state, tmp_path):
-    numpy_files = pytest.importorskip("safetensors.numpy")
     state = official_state("mn01_as")
-    numpy_files.save_file(state, tmp_path / "mn01_as.safetensors")
+    safetensors.numpy.save_file(state, tmp_path / "mn01_as.safetensors")
     read = checkpoints.read(tmp_path / "mn01_as.safetensors").state
     assert checkpoints.fingerprint(read) == checkpoints.fingerprint(state)
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "mn01_as.safetensors").read_bytes()[:5000])

@@ -9,8 +9,6 @@ import pytest
 from ports import golden, verify
 from sousa_jax.errors import InputError
 
-torch = pytest.importorskip("torch")
-
 
 @pytest.fixture(scope="module")
 def short_golden(parity, tmp_path_factory):
