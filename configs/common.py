@@ -38,7 +38,15 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.data.max_bad_fraction = 0.01  # of a split's clips may be unreadable; above it the run stops
     config.data.workers = 2  # decoding threads
     config.data.prefetch = 4  # batches made ahead
-    config.data.synth_clips = (4000, 400, 400)  # train, validation, test; of `synth` only
+
+    config.data.synth = ConfigDict()  # the built-in synthesizer
+    # Train, validation, test. Training never hears a clip twice: the first number is what an epoch is.
+    config.data.synth.clips = (4000, 400, 400)
+    config.data.synth.dialect = "sousa"  # sousa: as the data set plays; notated: as the PAS sheet is written; mixed
+    config.data.synth.num_cycles = 4  # of the rudiment in a clip; 0: endless, a clip begins anywhere
+    config.data.synth.clip_s = 10.0  # length of an endless clip that is evaluated, seconds
+    config.data.synth.bandwidth_hz = 0.0  # nothing sounds above it; 0: no limit
+    config.data.synth.share = 0.0  # of each training batch when `path` is something else
 
     config.train = ConfigDict()
     config.train.epochs = 50
@@ -77,7 +85,7 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
 def smoke(config: ConfigDict) -> None:
     """Shrinks any experiment so that the whole path runs in under two minutes on two CPU cores."""
     config.data.path = "synth"
-    config.data.synth_clips = (320, 80, 80)
+    config.data.synth.clips = (320, 80, 80)
     config.model.window_s = 2.5
     config.train.epochs = 2
     config.train.accumulate = 1

@@ -14,8 +14,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sousa_jax import checkpoint, metrics, models
-from sousa_jax.data import open_split
-from sousa_jax.data.pipeline import BadClips, TrainBatches
+from sousa_jax.data import open_split, rows_from_clips, train_batches
+from sousa_jax.data.pipeline import BadClips
 from sousa_jax.errors import InputError
 from sousa_jax.evaluate import evaluate_split, known_table, predict, report_line
 from sousa_jax.logging import Progress, RunLog, environment, logger
@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
     bad, validation_bad = (BadClips(c, config.data.max_bad_fraction) for c in (train_clips, validation_clips))
     params, stats = _initial_arrays(config, model_config)
     n_per_epoch = _rows_per_epoch(train_clips, config)
-    steps_per_epoch = math.ceil(n_per_epoch / config.train.batch_size)
+    steps_per_epoch = math.ceil(n_per_epoch / rows_from_clips(config.data, config.train.batch_size))
     total_steps = config.train.epochs * steps_per_epoch
     n_updates = total_steps // config.train.accumulate
     optimizer = make_optimizer(config, n_updates)
@@ -75,17 +75,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
 
         # -------------------------------------------------------------------------------------------------- train
         batches = stack.enter_context(
-            TrainBatches(
+            train_batches(
+                config,
                 train_clips,
-                batch_size=config.train.batch_size,
                 sample_rate=spec.sample_rate,
                 window_s=spec.window_s,
-                seed=config.seed,
                 bad=bad,
                 position=progress["position"],
-                by_performance=config.data.by_performance,
-                workers=config.data.workers,
-                prefetch=config.data.prefetch,
+                sharding=data_sharding,
             )
         )
         bar = Progress(total_steps, step, config.train.batch_size)

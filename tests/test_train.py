@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 def tiny_config(**changes):
     """Two epochs of five steps on half-second windows; a checkpoint at each third step and each epoch's end."""
     config = efficientat_scratch.get_config("smoke")
-    config.data.synth_clips = (40, 40, 40)
+    config.data.synth.clips = (40, 40, 40)
     config.model.window_s = 0.5
     config.train.batch_size = 8
     config.train.accumulate = 2

@@ -1,12 +1,17 @@
 """Labelled clips: SOUSA from the Hub or a folder, or the built-in synthesizer, behind one switch."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
+from sousa_jax.errors import InputError
+
 if TYPE_CHECKING:
     from sousa_jax.data.clips import Clips
+    from sousa_jax.data.mixed import MixedBatches
+    from sousa_jax.data.pipeline import BadClips, TrainBatches
     from sousa_jax.data.sousa import StreamedClips
+    from sousa_jax.data.synth import SynthBatches
 
 SPLITS = ("train", "validation", "test")
 
@@ -20,8 +25,10 @@ def open_split(data: ConfigDict, split: str, *, seed: int, sample_rate: int) -> 
     from sousa_jax.data import cache, sousa, synth
 
     if data.path == "synth":
-        num_clips = dict(zip(SPLITS, data.synth_clips, strict=True))
-        return synth.SynthClips(split, num_clips.get(split, 1), seed)  # which refuses an unknown split
+        num_clips = dict(zip(SPLITS, data.synth.clips, strict=True))
+        source = synth.Source(data.synth.dialect, data.synth.num_cycles, data.synth.clip_s)
+        # An unknown split is refused there.
+        return synth.SynthClips(split, num_clips.get(split, 1), seed, source, data.synth.bandwidth_hz)
     revision = data.revision or None
     if data.streaming:
         return sousa.stream_clips(data.path, split, revision=revision)
@@ -29,3 +36,70 @@ def open_split(data: ConfigDict, split: str, *, seed: int, sample_rate: int) -> 
     if data.cache_dir:
         return cache.CachedClips(clips, sample_rate, data.cache_dir, data.workers)
     return clips
+
+
+def rows_from_clips(data: ConfigDict, batch_size: int) -> int:
+    """How many rows of a training batch come from `data.path`; the others are synthetic, `data.synth.share` of all.
+
+    `InputError` for a share that is not between 0 and 1, or leaves no row for `data.path`.
+    """
+    share = 0.0 if data.path == "synth" else data.synth.share
+    rows = batch_size - round(batch_size * share)
+    if not 0 <= share < 1 or rows < 1:
+        raise InputError(
+            f"data.synth.share is {share} of a batch of {batch_size}; it must leave at least one row for {data.path} "
+            "(for synthetic clips alone: --config.data.path=synth)"
+        )
+    return rows
+
+
+def train_batches(
+    config: ConfigDict,
+    clips: "Clips | StreamedClips",
+    *,
+    sample_rate: int,
+    window_s: float,
+    bad: "BadClips",
+    position: dict[str, int] | None,
+    sharding: Any = None,
+) -> "TrainBatches | SynthBatches | MixedBatches":
+    """Infinite training batches: of `clips`, made on the device by the synthesizer, or of both."""
+    from sousa_jax.data.mixed import MixedBatches
+    from sousa_jax.data.pipeline import TrainBatches
+    from sousa_jax.data.synth import Source, SynthBatches
+
+    data, batch_size = config.data, config.train.batch_size
+    n_rows = rows_from_clips(data, batch_size)
+
+    def synthetic(n: int, position: dict[str, int] | None) -> SynthBatches:
+        return SynthBatches(
+            Source(data.synth.dialect, data.synth.num_cycles, window_s),
+            batch_size=n,
+            sample_rate=sample_rate,
+            window_s=window_s,
+            seed=config.seed,
+            position=position,
+            sharding=sharding if n == batch_size else None,
+            bandwidth_hz=data.synth.bandwidth_hz,
+        )
+
+    def recorded(n: int, position: dict[str, int] | None) -> TrainBatches:
+        return TrainBatches(
+            clips,
+            batch_size=n,
+            sample_rate=sample_rate,
+            window_s=window_s,
+            seed=config.seed,
+            bad=bad,
+            position=position,
+            by_performance=data.by_performance,
+            workers=data.workers,
+            prefetch=data.prefetch,
+        )
+
+    if data.path == "synth":
+        return synthetic(batch_size, position)
+    if n_rows == batch_size:
+        return recorded(batch_size, position)
+    given, made = MixedBatches.positions(position)
+    return MixedBatches(recorded(n_rows, given), synthetic(batch_size - n_rows, made))

@@ -1,0 +1,181 @@
+"""Training batches made on the device: performances drawn, rendered, cut and labelled in one jitted function.
+
+    batches = SynthBatches(Source(), batch_size=32, sample_rate=32_000, window_s=5.0, seed=0)
+    batch, position = next(batches)        # batch["waveform"] (32, 160000), batch["label"] (32,), …
+
+The state is one number, the count of rows made before. A batch is a function of (seed, position), whatever the batch
+size and however many devices share it. Clips are cut by the length policy of `sousa_jax.data.clips`: a clip that is
+longer than the window is cut at random, a shorter one loses its silent tail and goes round in a circle.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sousa_jax.data.synth.performance import TEMPO_BPM
+from sousa_jax.data.synth.render import render_batch
+from sousa_jax.data.synth.stream import Performance, Source, draw_row, row_keys, stream_key
+from sousa_jax.data.synth.strokes import Strokes
+from sousa_jax.data.synth.targets import around_the_loop
+from sousa_jax.data.synth.written import SCORES
+from sousa_jax.errors import InputError
+
+# A clip sounds for about that long after its last stroke before its level falls below `trim_tail`'s floor: the median
+# of real clips.
+RING_S = 0.33
+TRIM_FLOOR_DB = -40.0  # as `trim_tail`
+
+
+class SynthBatches:
+    """An endless iterator of `(batch, position)`; satisfies what `TrainBatches` does, `position` included.
+
+    A batch is a dict of arrays on the device:
+
+        waveform   (B, n_samples) float32
+        label      (B,) int32          class id
+        tier       (B,) int32          index into `players.TIERS`
+        tempo_bpm  (B,) float32
+        strokes    `Strokes` (B, S)    times in seconds from the window's first sample
+
+    Args:
+      source: what kind of performances.
+      batch_size: at least 1.
+      sample_rate: Hz.
+      window_s: seconds.
+      seed: not negative.
+      split: whose players play.
+      position: as yielded, to resume there; None starts at the beginning.
+      sharding: of the arrays' first axis; None: on the default device.
+      bandwidth_hz: nothing sounds above it; 0 is no limit. For recordings of a known, lower sample rate.
+
+    Raises:
+      InputError: a number below its limit, or an unknown split.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        sample_rate: int,
+        window_s: float,
+        seed: int,
+        split: str = "train",
+        position: dict[str, int] | None = None,
+        sharding: Any = None,
+        bandwidth_hz: float = 0.0,
+    ):
+        if batch_size < 1 or window_s <= 0:
+            raise InputError(f"a batch needs batch_size >= 1 and window_s > 0, not {batch_size} and {window_s}")
+        self._row, self._batch_size = position["sample"] if position else 0, batch_size
+        self._make = jax.jit(
+            functools.partial(
+                make_batch,
+                source=source,
+                batch_size=batch_size,
+                sample_rate=sample_rate,
+                window_s=window_s,
+                bandwidth_hz=bandwidth_hz,
+            ),
+            out_shardings=sharding,
+        )
+        self._key = stream_key(seed, split)
+
+    def __iter__(self) -> "SynthBatches":
+        return self
+
+    def __next__(self) -> tuple[dict[str, Any], dict[str, int]]:
+        batch = self._make(self._key, jnp.int32(self._row))
+        self._row += self._batch_size
+        return batch, {"sample": self._row}
+
+    def __enter__(self) -> "SynthBatches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def make_batch(
+    key: jax.Array,
+    first_row: jax.Array,
+    *,
+    source: Source,
+    batch_size: int,
+    sample_rate: int,
+    window_s: float,
+    bandwidth_hz: float = 0.0,
+) -> dict[str, Any]:
+    """Rows `first_row` … `first_row + batch_size - 1` of the stream with that key as a batch, see `SynthBatches`.
+
+    To be jitted, all but the first two arguments static.
+    """
+    rows = first_row + jnp.arange(batch_size)
+    performances = jax.vmap(lambda row: draw_row(key, row, source))(rows)
+    _, place_keys, sound_keys = jax.vmap(lambda row: row_keys(key, row))(rows)
+    places = jax.vmap(functools.partial(_place, window_s=window_s, endless=not source.num_cycles))(
+        place_keys, performances
+    )
+    n_samples = round(window_s * sample_rate)
+    waveform = render_batch(
+        sound_keys,
+        performances.strokes,
+        sample_rate=sample_rate,
+        n_samples=n_samples,
+        start_s=places.start_s,
+        style=performances.take.dialect,  # a dialect is heard in rooms of its own kind
+        preset=performances.preset,
+        bandwidth_hz=bandwidth_hz,
+    )
+    shortest_s = 60 / TEMPO_BPM[1] * float(SCORES.beats.min()) * max(1, source.num_cycles)
+    max_rounds = 1 if not source.num_cycles else 1 + math.ceil(window_s / shortest_s)
+
+    def cut(wave: jax.Array, strokes: Strokes, place: _Place) -> tuple[jax.Array, Strokes]:
+        length = jnp.where(place.is_short, _sounding(wave, sample_rate), n_samples)
+        start = jnp.where(place.is_short, jnp.floor(place.phase * length).astype(jnp.int32), 0)
+        wave = wave[(start + jnp.arange(n_samples)) % length]
+        strokes = strokes._replace(time_s=strokes.time_s - place.start_s, written_s=strokes.written_s - place.start_s)
+        strokes = strokes._replace(valid=strokes.valid & (strokes.time_s >= 0))
+        return wave, around_the_loop(strokes, start / sample_rate, length / sample_rate, window_s, max_rounds)
+
+    waveform, strokes = jax.vmap(cut)(waveform, performances.strokes, places)
+    return {
+        "waveform": waveform,
+        "label": performances.take.rudiment.astype(jnp.int32),
+        "tier": performances.player.tier,
+        "tempo_bpm": performances.take.tempo_bpm,
+        "strokes": strokes,
+    }
+
+
+class _Place(NamedTuple):
+    """Where the window lies: where in the performance it begins, in seconds; for a clip that is too short to fill it,
+    `phase`, 0 … 1, of the circle."""
+
+    start_s: jax.Array
+    is_short: jax.Array
+    phase: jax.Array
+
+
+def _place(key: jax.Array, performance: Performance, window_s: float, endless: bool) -> _Place:
+    if endless:
+        return _Place(performance.start_s, jnp.bool_(False), jnp.float32(0))
+    strokes = performance.strokes
+    first_s = jnp.min(jnp.where(strokes.valid, strokes.time_s, jnp.inf))  # where a clip of SOUSA begins
+    rest_s = jnp.max(jnp.where(strokes.valid, strokes.time_s, 0)) - first_s + RING_S - window_s
+    place = jax.random.uniform(key)
+    return _Place(first_s + jnp.maximum(rest_s, 0) * place, rest_s < 0, place)
+
+
+def _sounding(wave: jax.Array, sample_rate: int) -> jax.Array:
+    """How many samples are left of a clip without its silent tail, int32 ≥ 1; see `clips.trim_tail`."""
+    frame = max(1, sample_rate // 100)
+    n_frames = -(-wave.shape[0] // frame)
+    framed = jnp.pad(wave, (0, n_frames * frame - wave.shape[0])).reshape(n_frames, frame)
+    power = jnp.sum(framed**2, -1)
+    loud = power >= jnp.max(power) * 10 ** (TRIM_FLOOR_DB / 10)
+    last = n_frames - 1 - jnp.argmax(loud[::-1])
+    return jnp.clip((last + 1) * frame, 1, wave.shape[0])
