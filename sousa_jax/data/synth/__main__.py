@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     one.add_argument("--plot", action="store_true", help="also draw x.png")
     args = parser.parse_args(argv)
     with one_line_errors():
-        write_clip(args) if args.rudiment else write_folder(args)
+        (write_clip if args.rudiment else write_folder)(args)
 
 
 # ------------------------------------------------------------------------------------------------------------ one clip
@@ -53,9 +53,10 @@ def write_clip(args: argparse.Namespace) -> None:
     import jax
     import numpy as np
 
-    from sousa_jax.data.synth.picture import draw_clip, write_audio
+    from sousa_jax.data.synth.picture import check_name, draw_clip, write_audio
     from sousa_jax.data.synth.request import Request, perform
 
+    check_name(args.out)
     request = Request(
         rudiment=args.rudiment,
         tempo_bpm=args.tempo,

@@ -62,10 +62,28 @@ def velocity_gain(strokes: Strokes, onset_s: jax.Array, n_steps: int, step_s: fl
 def compressor_gain(peaks: jax.Array, recording: Recording, step_s: float) -> jax.Array:
     """The gain after each control step, (K,), from the peaks within the steps, (K,).
 
-    The detector falls as the release allows, `fallen = max(peak, r * fallen)`, and is smoothed by the attack,
-    `level = a * level + (1 - a) * fallen`. Both recursions compose, so they run as parallel scans.
+    The detector falls as the release allows, `fallen = max(peak, release * fallen)`, and is smoothed by the attack,
+    `level = attack * level + (1 - attack) * fallen`. Above the threshold, `ratio` dB of level become one.
     """
     release, attack = (jnp.exp(-step_s / s) for s in (recording.release_s, recording.attack_s))
+    level = jax.lax.platform_dependent(peaks, release, attack, cpu=detector, default=parallel_detector)
+    over = level / 10 ** (recording.threshold_db / 20)
+    return jnp.maximum(over, 1.0) ** (1 / recording.ratio - 1)
+
+
+def detector(peaks: jax.Array, release: jax.Array, attack: jax.Array) -> jax.Array:
+    """The detector's level, (K,), step by step: the fastest on a CPU, where it also compiles in no time."""
+
+    def step(state, peak):
+        fallen = jnp.maximum(peak, release * state[0])
+        level = attack * state[1] + (1 - attack) * fallen
+        return (fallen, level), level
+
+    return jax.lax.scan(step, (jnp.zeros_like(release), jnp.zeros_like(release)), peaks, unroll=8)[1]
+
+
+def parallel_detector(peaks: jax.Array, release: jax.Array, attack: jax.Array) -> jax.Array:
+    """The same for an accelerator: both recursions are compositions of functions of one form, so scans of few steps."""
     ones = jnp.ones_like(peaks)
 
     def falling(left, right):  # x -> max(offset, factor * x)
@@ -75,9 +93,7 @@ def compressor_gain(peaks: jax.Array, recording: Recording, step_s: float) -> ja
         return left[0] * right[0], right[0] * left[1] + right[1]
 
     fallen = jax.lax.associative_scan(falling, (release * ones, peaks))[1]
-    level = jax.lax.associative_scan(smoothing, (attack * ones, (1 - attack) * fallen))[1]
-    over = level / 10 ** (recording.threshold_db / 20)
-    return jnp.maximum(over, 1.0) ** (1 / recording.ratio - 1)
+    return jax.lax.associative_scan(smoothing, (attack * ones, (1 - attack) * fallen))[1]
 
 
 # ------------------------------------------------------------------------------------------------------ linear stages

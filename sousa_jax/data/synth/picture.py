@@ -10,19 +10,23 @@ from sousa_jax.rudiments import STROKE_TYPES
 
 
 def write_audio(path: pathlib.Path, wave: np.ndarray, sample_rate: int) -> None:
-    """Writes `(n,)` float32 as a 24-bit file. `InputError` for a suffix other than .wav and .flac."""
+    """Writes `(n,)` float32 as a 24-bit file under a name that `check_name` takes."""
     import soundfile
 
-    if path.suffix not in (".wav", ".flac"):
-        raise InputError(f"cannot write {path}: a clip's name ends in .wav or .flac")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
         soundfile.write(unfinished, wave, sample_rate, format=path.suffix[1:].upper(), subtype="PCM_24")
         unfinished.rename(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_name(path: pathlib.Path) -> None:
+    """`InputError` for a suffix other than .wav and .flac, or a folder that is not there."""
+    if path.suffix not in (".wav", ".flac"):
+        raise InputError(f"cannot write {path}: a clip's name ends in .wav or .flac")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
 
 
 def draw_clip(path: pathlib.Path, wave: np.ndarray, sample_rate: int, strokes: Strokes, title: str) -> pathlib.Path:

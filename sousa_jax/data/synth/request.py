@@ -1,6 +1,7 @@
 """One performance as asked for by name, instead of drawn at random."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -91,15 +92,10 @@ def perform(key: jax.Array, request: Request, sample_rate: int) -> tuple[np.ndar
     time_s = np.asarray(strokes.time_s)
     begin_s, last_s = time_s[valid].min(), time_s[valid].max()
     length_s = float(last_s - begin_s + SILENCE_S) if request.duration_s is None else request.duration_s
-    wave = render(
-        sound_key,
-        strokes,
-        sample_rate=sample_rate,
-        n_samples=max(1, round(length_s * sample_rate)),
-        start_s=begin_s,
-        style=take.dialect,
-        preset=jnp.int32(PRESET_NAMES.index(request.preset)),
-    )
+    n_samples = max(1, round(length_s * sample_rate))
+    sound = jax.jit(functools.partial(render, sample_rate=sample_rate, n_samples=n_samples))
+    preset = jnp.int32(PRESET_NAMES.index(request.preset))
+    wave = sound(sound_key, strokes, start_s=begin_s, style=take.dialect, preset=preset)
     heard = jax.device_get(strokes)
     heard = heard._replace(
         time_s=heard.time_s - begin_s,

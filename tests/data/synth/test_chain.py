@@ -70,10 +70,15 @@ def test_compressor_is_its_recursion():
         over_db = 20 * np.log10(level) - float(r.threshold_db)
         expected.append(10 ** (-max(over_db, 0) * (1 - 1 / float(r.ratio)) / 20))
     compress = jax.jit(chain.compressor_gain, static_argnums=2)
-    found = compress(peaks, r, 0.001)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(compress(peaks, r, 0.001), expected, rtol=1e-4)
     assert min(expected) < 0.7
     assert (compress(peaks, recording("concert_hall"), 0.001) == 1).all()  # has none
+
+
+def test_both_detectors_are_one():
+    peaks = jnp.asarray(np.random.default_rng(1).random(700) ** 4, jnp.float32)
+    levels = [jax.jit(f)(peaks, jnp.float32(0.97), jnp.float32(0.8)) for f in (chain.detector, chain.parallel_detector)]
+    np.testing.assert_allclose(*levels, rtol=1e-4, atol=1e-6)
 
 
 def test_the_wet_tail_starts_at_30_ms():
