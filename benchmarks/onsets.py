@@ -1,4 +1,4 @@
-"""Does the synthesizer sound as SOUSA does? A small network learns to hear strokes, and real clips test it, bank by bank.
+"""Does the synthesizer sound as SOUSA does? A small network learns to hear strokes; real clips test it, bank by bank.
 
     python -m benchmarks.onsets --data=sousa_mini                          trained on synthetic clips alone
     python -m benchmarks.onsets --data=sousa_mini --train=real             trained on the real ones, all banks
@@ -121,8 +121,7 @@ def read(data: pathlib.Path, split: str) -> list[dict]:
     found = []
     for i, row in enumerate(clips.table.itertuples()):
         mine = by_clip[row.sample_id]
-        time_s = mine["actual_time_ms"].to_numpy() / 1000
-        time_s = time_s - time_s.min()  # a clip begins with its first stroke
+        time_s = np.maximum(mine["actual_time_ms"].to_numpy(), 0) / 1000  # nothing sounds before the clip begins
         counted = (mine["stroke_type"] != "buzz") | ~mine["is_grace_note"]
         wave = clips.waveform(i, RATE)[: round(TEST_S * RATE)]
         counted = counted.to_numpy() & (time_s < len(wave) / RATE)

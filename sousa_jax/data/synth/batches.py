@@ -164,10 +164,9 @@ def _place(key: jax.Array, performance: Performance, window_s: float, endless: b
     if endless:
         return _Place(performance.start_s, jnp.bool_(False), jnp.float32(0))
     strokes = performance.strokes
-    first_s = jnp.min(jnp.where(strokes.valid, strokes.time_s, jnp.inf))  # where a clip of SOUSA begins
-    rest_s = jnp.max(jnp.where(strokes.valid, strokes.time_s, 0)) - first_s + RING_S - window_s
+    rest_s = jnp.max(jnp.where(strokes.valid, strokes.time_s, 0)) + RING_S - window_s
     place = jax.random.uniform(key)
-    return _Place(first_s + jnp.maximum(rest_s, 0) * place, rest_s < 0, place)
+    return _Place(jnp.maximum(rest_s, 0) * place, rest_s < 0, place)
 
 
 def _sounding(wave: jax.Array, sample_rate: int) -> jax.Array:

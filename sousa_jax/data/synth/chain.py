@@ -4,7 +4,7 @@ The numbers come from `presets.draw_recording`; every style takes the same way t
 microphone, equalizer) is one frequency response, applied with one Fourier transform and back. What follows the loudness
 (velocity gain, compressor) is computed once a millisecond and interpolated. There is no loop over samples.
 
-Left out of SOUSA's chain: wow and flutter, dither, and the equalizer standing behind the compressor instead of before.
+Unlike in SOUSA there is neither wow and flutter nor dither, and the equalizer stands before saturation and compressor.
 """
 
 import functools

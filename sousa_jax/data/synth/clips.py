@@ -61,8 +61,9 @@ class SynthClips:
         self.fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
         self._key = stream_key(seed, split)
         self._performances = _draw(self._key, num_clips, self._source)
-        self._first_s, last_s = _span(self._performances)
-        self._sounding_s = last_s - self._first_s if source.num_cycles else np.full(num_clips, source.window_s)
+        strokes = self._performances.strokes
+        last_s = np.where(strokes.valid, strokes.time_s, 0).max(1)
+        self._sounding_s = last_s if source.num_cycles else np.full(num_clips, source.window_s)
         self.table = self._table()
 
     def __len__(self) -> int:
@@ -71,7 +72,7 @@ class SynthClips:
     def strokes(self, index: int) -> Strokes:
         """What is played in a clip, NumPy arrays, times in seconds from the first sample of its `waveform`."""
         strokes = Strokes(*(column[index] for column in self._performances.strokes))
-        begin = self._begin_s(index)
+        begin = self._performances.start_s[index]
         inside = strokes.valid & (strokes.time_s >= begin) & (strokes.time_s < begin + self._length_s(index))
         return strokes._replace(time_s=strokes.time_s - begin, written_s=strokes.written_s - begin, valid=inside)
 
@@ -81,7 +82,7 @@ class SynthClips:
         rendered = _render(
             row_keys(self._key, index)[2],
             Strokes(*(column[index] for column in self._performances.strokes)),
-            self._begin_s(index),
+            self._performances.start_s[index],
             self._performances.take.dialect[index],
             self._performances.preset[index],
             sample_rate=sample_rate,
@@ -101,9 +102,6 @@ class SynthClips:
             "aug_compression_ratio": preset.compression_ratio,
             "aug_noise_level_db": preset.noise_db,
         }
-
-    def _begin_s(self, index: int) -> np.float32:
-        return self._first_s[index] if self._source.num_cycles else self._performances.start_s[index]
 
     def _length_s(self, index: int) -> float:
         return float(self._sounding_s[index]) + (SILENCE_S if self._source.num_cycles else 0)
@@ -147,13 +145,6 @@ def _draw(key: jax.Array, num_clips: int, source: Source) -> Performance:
 @functools.partial(jax.jit, static_argnames="source")
 def _draw_rows(key: jax.Array, first: jax.Array, source: Source) -> Performance:
     return jax.vmap(lambda row: draw_row(key, row, source))(first + jnp.arange(ROWS_AT_ONCE))
-
-
-def _span(performances: Performance) -> tuple[np.ndarray, np.ndarray]:
-    """When the first and the last stroke of each performance fall, seconds."""
-    strokes = performances.strokes
-    first = np.where(strokes.valid, strokes.time_s, np.inf).min(1)
-    return first, np.where(strokes.valid, strokes.time_s, -np.inf).max(1)
 
 
 def _room_s(length_s: float) -> float:

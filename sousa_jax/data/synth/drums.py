@@ -116,7 +116,7 @@ def draw_drum(key: jax.Array, style: jax.Array | int = NATURAL, *, sample_rate: 
 
     sampled = answer[0] < jnp.where(sousa, SAMPLED_SHARE[SOUSA], SAMPLED_SHARE[NATURAL])
     # Where SOUSA's gain curve follows velocity already, a bank may be flat; elsewhere the drum must answer itself.
-    bank = jnp.where(answer[1] < 0.25, 0.0, jnp.where(answer[1] < 0.65, 2.0, 2.0 * answer[2]))
+    bank = jnp.where(answer[1] < 0.25, 0.0, jnp.where(answer[1] < 0.75, 2.0, 2.0 * answer[2]))
     exponent = jnp.where(sousa, jnp.where(sampled, bank, 2.0 * answer[2]), 0.8 + 1.6 * answer[2])
     brightness = jnp.where(sampled & (answer[3] < 0.7), 0.0, 0.1 + 0.9 * answer[4])
     layers = jnp.where(sampled, 1 + jnp.floor(LAYERS * answer[5] ** 2), 1).astype(jnp.int32)
@@ -189,7 +189,7 @@ def strike(key: jax.Array, drum: Drum, strokes: Strokes) -> Hits:
     layer = layer + LAYERS - drum.layers  # the loudest layer is the last, however many there are
     hit = jnp.floor(HITS_PER_HAND * jax.random.uniform(hit_key, (n,))).astype(jnp.int32)
     hit = hit + HITS_PER_HAND * (strokes.hand != RIGHT)
-    spread = jnp.exp(drum.spread * jax.random.normal(level_key, (2, n)))
+    spread = jnp.exp(drum.spread * jax.random.normal(level_key, (n, 2)).T)  # rows first: padding changes nothing
     head_level = velocity**drum.exponent * spread[0]
     wires_level = velocity ** (drum.exponent + drum.brightness) * spread[1]
     return Hits(jnp.where(drum.sampled, layer, hit), head_level, wires_level)

@@ -41,7 +41,7 @@ class Preset:
       mic_distance_m: metres.
       compression_ratio: NaN if there is no compressor.
       threshold_db: of the compressor, dB below full scale.
-      noise: of `NOISES`.
+      noise: of `NOISES`, by the names of SOUSA, whose pink noise is white.
       noise_db: RMS of the noise over that of the signal, dB; NaN without noise.
       clip: of `CLIPS`; `drive` 0 … 1 is how hard it is driven.
       low_cut_hz, high_cut_hz: the band that is left.

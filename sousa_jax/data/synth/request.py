@@ -88,18 +88,11 @@ def perform(key: jax.Array, request: Request, sample_rate: int) -> tuple[np.ndar
         raise InputError(f"{request.num_cycles} cycles last longer than {LONGEST_S:g} s; ask for fewer")
     room: Room = room_for_cycles(int(take.num_cycles))
     strokes = jax.jit(play, static_argnums=3)(play_key, take, player, room)
-    valid = np.asarray(strokes.valid)
-    time_s = np.asarray(strokes.time_s)
-    begin_s, last_s = time_s[valid].min(), time_s[valid].max()
-    length_s = float(last_s - begin_s + SILENCE_S) if request.duration_s is None else request.duration_s
+    last_s = float(np.asarray(strokes.time_s)[np.asarray(strokes.valid)].max())
+    length_s = last_s + SILENCE_S if request.duration_s is None else request.duration_s
     n_samples = max(1, round(length_s * sample_rate))
     sound = jax.jit(functools.partial(render, sample_rate=sample_rate, n_samples=n_samples))
     preset = jnp.int32(PRESET_NAMES.index(request.preset))
-    wave = sound(sound_key, strokes, start_s=begin_s, style=take.dialect, preset=preset)
+    wave = sound(sound_key, strokes, start_s=0.0, style=take.dialect, preset=preset)
     heard = jax.device_get(strokes)
-    heard = heard._replace(
-        time_s=heard.time_s - begin_s,
-        written_s=heard.written_s - begin_s,
-        valid=heard.valid & (heard.time_s < begin_s + length_s),
-    )
-    return np.asarray(wave), heard
+    return np.asarray(wave), heard._replace(valid=heard.valid & (heard.time_s < length_s))

@@ -36,7 +36,7 @@ def test_a_clip_of_a_given_duration_is_full():
     wave, strokes = perform(jax.random.key(0), Request("single_paradiddle", 100, duration_s=2.0), 8_000)
     assert len(wave) == 16_000
     assert strokes.time_s[strokes.valid].max() > 1.5
-    assert strokes.time_s[strokes.valid].min() == 0
+    assert strokes.time_s[strokes.valid].min() < 0.1
 
 
 def test_the_seed_decides(tmp_path):
