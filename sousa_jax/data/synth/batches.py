@@ -48,7 +48,7 @@ class SynthBatches:
       seed: not negative.
       split: whose players play.
       position: as yielded, to resume there; None starts at the beginning.
-      sharding: of the arrays' first axis; None: on the default device.
+      sharding: a `NamedSharding` of the arrays' first axis; None: on the default device.
       bandwidth_hz: nothing sounds above it; 0 is no limit. For recordings of a known, lower sample rate.
 
     Raises:
@@ -65,24 +65,20 @@ class SynthBatches:
         seed: int,
         split: str = "train",
         position: dict[str, int] | None = None,
-        sharding: Any = None,
+        sharding: jax.sharding.NamedSharding | None = None,
         bandwidth_hz: float = 0.0,
     ):
         if batch_size < 1 or window_s <= 0:
             raise InputError(f"a batch needs batch_size >= 1 and window_s > 0, not {batch_size} and {window_s}")
         self._row, self._batch_size = position["sample"] if position else 0, batch_size
-        self._make = jax.jit(
-            functools.partial(
-                make_batch,
-                source=source,
-                batch_size=batch_size,
-                sample_rate=sample_rate,
-                window_s=window_s,
-                bandwidth_hz=bandwidth_hz,
-            ),
-            out_shardings=sharding,
-        )
         self._key = stream_key(seed, split)
+        make = functools.partial(
+            make_batch, source=source, sample_rate=sample_rate, window_s=window_s, bandwidth_hz=bandwidth_hz
+        )
+        if sharding is not None:  # each device makes its own rows
+            one, each = jax.sharding.PartitionSpec(), sharding.spec
+            make = jax.shard_map(make, mesh=sharding.mesh, in_specs=(one, each), out_specs=each, check_vma=False)
+        self._make = jax.jit(lambda key, first: make(key, first + jnp.arange(batch_size)))
 
     def __iter__(self) -> "SynthBatches":
         return self
@@ -101,19 +97,17 @@ class SynthBatches:
 
 def make_batch(
     key: jax.Array,
-    first_row: jax.Array,
+    rows: jax.Array,
     *,
     source: Source,
-    batch_size: int,
     sample_rate: int,
     window_s: float,
     bandwidth_hz: float = 0.0,
 ) -> dict[str, Any]:
-    """Rows `first_row` … `first_row + batch_size - 1` of the stream with that key as a batch, see `SynthBatches`.
+    """The rows `rows`, (B,) int32, of the stream with that key as a batch; see `SynthBatches`.
 
     To be jitted, all but the first two arguments static.
     """
-    rows = first_row + jnp.arange(batch_size)
     performances = jax.vmap(lambda row: draw_row(key, row, source))(rows)
     _, place_keys, sound_keys = jax.vmap(lambda row: row_keys(key, row))(rows)
     places = jax.vmap(functools.partial(_place, window_s=window_s, endless=not source.num_cycles))(

@@ -21,6 +21,8 @@ from sousa_jax.rudiments import NUM_CLASSES
 
 SPLITS = ("train", "validation", "test")
 RARE_PRESETS = 0.15  # share of the clips that have one of the presets which SOUSA's published part does not use
+STOPS = 0.25  # share of the endless performances that stop: what follows is room, noise, silence
+EARLIEST_STOP = 0.4  # of the window
 # Independent streams of random numbers.
 _PLAYER, _ORDER, _ROW = range(3)
 
@@ -31,8 +33,8 @@ class Source:
 
     Attributes:
       dialect: `sousa`, `notated`, or `mixed`, which draws one of them for each clip.
-      num_cycles: repetitions of the rudiment in a clip, 4 in SOUSA. 0: the player never stops, and a clip is a
-        window of `window_s` seconds that begins anywhere.
+      num_cycles: repetitions of the rudiment in a clip, 4 in SOUSA. 0: the player goes on, and a clip is a window of
+        `window_s` seconds that begins anywhere. In some of them (`STOPS`) the player stops before the end.
       window_s: only for `num_cycles` 0.
       clips_per_player: how many consecutive rows one player plays.
     """
@@ -83,7 +85,7 @@ def draw_performance(
     if player is None:
         tier_key, player_key = jax.random.split(player_key)
         player = draw_player(player_key, tier_of_player(jax.random.bits(tier_key)))
-    keys = jax.random.split(take_key, 7)
+    keys = jax.random.split(take_key, 9)
     if rudiment is None:
         rudiment = jax.random.randint(keys[0], (), 0, NUM_CLASSES)
     notated = {"sousa": False, "notated": True}.get(source.dialect, jax.random.bernoulli(keys[1]))
@@ -94,15 +96,20 @@ def draw_performance(
         num_cycles=jnp.int32(source.num_cycles),
         left_lead=notated & jax.random.bernoulli(keys[3]),  # SOUSA has no pattern with its hands exchanged
     )
-    start_s = jnp.float32(0)
+    start_s, stop_s = jnp.float32(0), jnp.float32(jnp.inf)
     if not source.num_cycles:
         start_s = jax.random.uniform(keys[4]) * cycle_s(take)
         take = take._replace(num_cycles=jnp.ceil((start_s + source.window_s) / cycle_s(take)).astype(jnp.int32))
+        stops = jax.random.bernoulli(keys[7], STOPS)
+        stop_s = start_s + source.window_s * jax.random.uniform(keys[8], minval=EARLIEST_STOP, maxval=1.0)
+        stop_s = jnp.where(stops, stop_s, jnp.inf)
     rare = jax.random.bernoulli(keys[5], RARE_PRESETS)
     preset = jax.random.randint(
         keys[6], (), jnp.where(rare, HUB_PRESETS, 0), jnp.where(rare, len(PRESETS), HUB_PRESETS)
     )
-    return Performance(player, take, play(play_key, take, player, source.room), preset, start_s)
+    strokes = play(play_key, take, player, source.room)
+    strokes = strokes._replace(valid=strokes.valid & (strokes.time_s < stop_s))
+    return Performance(player, take, strokes, preset, start_s)
 
 
 def stream_key(seed: int, split: str) -> jax.Array:

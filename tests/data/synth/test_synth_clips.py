@@ -90,16 +90,19 @@ def test_classes_are_balanced(num_clips):
 
 
 def test_an_endless_performance_gives_nothing_away():
-    """Neither the length of a clip nor where it begins is a matter of its class, and it sounds to its very end."""
+    """Neither the length of a clip nor where it begins is a matter of its class; most sound to their very end."""
     clips = SynthClips("test", 120, seed=0, source=Source("mixed", num_cycles=0, window_s=6.0))
     assert clips.table.duration_sec.nunique() == 1
-    for i in range(0, 120, 7):
+    to_the_end = []
+    for i in range(0, 120, 3):
         strokes, wave = clips.strokes(i), clips.waveform(i, RATE)
         assert len(wave) == 6 * RATE
         time_s = np.sort(strokes.time_s[strokes.valid])
         longest_s = 1.2 * 60 / clips.table.tempo_bpm[i] * 4  # no rudiment pauses longer than four beats
         assert time_s[0] < longest_s
-        assert time_s[-1] > 6.0 - longest_s
+        to_the_end.append(time_s[-1] > 6.0 - longest_s)
+        assert time_s[-1] > 0.4 * 6.0 - longest_s
+    assert 0.5 < np.mean(to_the_end) < 1, "a quarter of the players stop earlier"
     begun = [clips.strokes(i).time_s[clips.strokes(i).valid].min() for i in range(120)]
     assert np.std(begun) > 0.05
 
