@@ -1,6 +1,6 @@
 """Real clips and synthetic ones of the very same strokes, side by side: what the spectrograms say.
 
-    python -m benchmarks.side_by_side --data=sousa_mini --out=docs/real_and_synthetic.png
+    python -m benchmarks.side_by_side --data=sousa_mini --out=docs/real_and_synthetic.jpg
 
 Each row is one clip of the validation split: on the left as SOUSA rendered it; beside it the same stroke table, the same
 preset, on three random drums of ours. Two seconds from the middle of the clip, log-mel, 5 ms a frame, the marks below
@@ -103,7 +103,7 @@ def draw(data: pathlib.Path, out: pathlib.Path) -> None:
             cell.set_title(f"synthetic {number}", fontsize=8)
     for cell in axes[-1]:
         cell.set_xlabel("seconds")
-    figure.savefig(out, dpi=70)
+    figure.savefig(out, dpi=65)
     print(out)
 
 

@@ -82,7 +82,9 @@ def main() -> None:
         return print_memory()
     n = args.batch_size
     device = jax.devices()[0]
-    print(f"{device.platform} {device.device_kind}, batch of {n}, {WINDOW_S:g} s at {SAMPLE_RATE} Hz")
+    print(f"{device.platform} {device.device_kind}, batch of {n}, {WINDOW_S:g} s at {SAMPLE_RATE} Hz", flush=True)
+    if device.platform == "cpu":  # first: a child's highest memory is never below its parent's
+        subprocess.run([sys.executable, "-m", "benchmarks.synth", "--memory"], check=True)
     made = batches(n)
     clip_s = seconds(lambda: next(made)[0]["waveform"]) / n
     print(f"sound        {1 / clip_s:8.0f} clips/s  {1000 * clip_s:7.2f} ms a clip  "
@@ -97,8 +99,6 @@ def main() -> None:
     step_s = seconds(training_step(n)) / n
     print(f"mn10 step    {1 / step_s:8.0f} clips/s  {1000 * step_s:7.2f} ms a clip  "
           f"the sound costs {clip_s / step_s:.0%} of it")  # fmt: skip
-    if device.platform == "cpu":
-        subprocess.run([sys.executable, "-m", "benchmarks.synth", "--memory"], check=True)
 
 
 def print_memory() -> None:

@@ -186,6 +186,15 @@ def test_trains_on_sousa_in_each_layout(sousa_formats, tmp_path, layout, streami
     assert record["data"]["clips"] == {"train": 3, "validation": 3, "test": 3}
 
 
+def test_trains_on_recorded_and_synthetic_clips_together(sousa_formats, tmp_path):
+    """Half of each batch is synthetic; an epoch is still what it takes to hear the recorded clips once."""
+    config = tiny_config(data={"path": str(sousa_formats / "hub")}, train={"epochs": 2, "batch_size": 4})
+    config.data.synth.share = 0.5
+    assert train.run(config, tmp_path / "run") == 0
+    log = (tmp_path / "run" / "logs" / "training.log").read_text()
+    assert "3 training clips, 2 steps an epoch" in log
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, monkeypatch):
     """The checkpoint that stays is the last good one."""
     make = train.make_train_step
