@@ -233,7 +233,7 @@ def midi_bytes(strokes: Strokes, tempo_bpm: float) -> bytes:
         track.append(mido.Message(kind, channel=0, note=SNARE, velocity=velocity, time=tick - last))
         last = tick
     file = io.BytesIO()
-    mido.MidiFile(type=0, ticks_per_beat=TICKS_PER_BEAT, tracks=[track]).save(file=file)
+    mido.MidiFile(type=1, ticks_per_beat=TICKS_PER_BEAT, tracks=[track]).save(file=file)
     return file.getvalue()
 
 

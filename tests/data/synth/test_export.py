@@ -168,7 +168,7 @@ def test_midi_has_every_stroke_at_its_time(folder):
     """The midi column is what other tools read: standard file, one track, note 38, times to half a tick."""
     (content,) = table(folder, "midi_only/train").filter(pc.field("sample_id") == "adv002_multiple_bounce_roll")["midi"]
     file = mido.MidiFile(file=io.BytesIO(content.as_py()))
-    assert (file.type, file.ticks_per_beat, len(file.tracks)) == (0, 480, 1)
+    assert (file.type, file.ticks_per_beat, len(file.tracks)) == (1, 480, 1)
     assert mido.tempo2bpm(file.tracks[0][0].tempo) == pytest.approx(92, abs=1e-3)
     now, played = 0.0, []
     for message in file:  # times in seconds

@@ -136,7 +136,9 @@ def test_a_later_start_cuts_the_beginning():
 def test_softer_strokes_are_softer():
     waves = clips(strokes_at([0.1, 0.7], [120, 50]))
     softer = level_db(waves, 0.7, 0.8) - level_db(waves, 0.1, 0.2)
-    assert (softer < -4).all()  # 7.6 dB by the gain alone, less what the compressor gives back
+    # By the gain alone 7.6 dB; the drum adds to it, and a compressor of up to 10:1 takes of it.
+    assert (softer < -0.76).all()
+    assert np.median(softer) < -7.6
     natural = clips(strokes_at([0.1, 0.7], [120, 50]), style=NATURAL)
     assert np.median(level_db(natural, 0.7, 0.75) - level_db(natural, 0.1, 0.15)) < -4
 
