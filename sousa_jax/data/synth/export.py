@@ -221,7 +221,7 @@ def flac_bytes(waveform: np.ndarray, sample_rate: int) -> bytes:
 
 
 def midi_bytes(strokes: Strokes, tempo_bpm: float) -> bytes:
-    """A standard MIDI file of type 0: one track, 480 ticks a beat, note 38 on channel 0, each one tick long."""
+    """A standard MIDI file, type 1 as SOUSA's: one track, 480 ticks a beat, note 38 on channel 0, one tick long."""
     import mido
 
     tempo, events = mido.bpm2tempo(tempo_bpm), []
