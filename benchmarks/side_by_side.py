@@ -2,7 +2,7 @@
 
     python -m benchmarks.side_by_side --data=sousa_mini --out=docs/real_and_synthetic.jpg
 
-Each row is one clip of the validation split: on the left as SOUSA rendered it; beside it the same stroke table, the same
+Each row is one clip of the validation split: on the left as SOUSA rendered it; beside it the same stroke table and
 preset, on three random drums of ours. Two seconds from the middle of the clip, log-mel, 5 ms a frame, the marks below
 are the strokes (the height is their velocity).
 """
@@ -25,7 +25,7 @@ from sousa_jax.errors import one_line_errors
 from sousa_jax.rudiments import STROKE_TYPES
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 RATE = 16_000
 SHOWN_S = 2.0

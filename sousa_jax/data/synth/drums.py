@@ -164,8 +164,8 @@ def _wires(
     """(VARIANTS, n_hit): coloured noise of wires and stick, and the ringing stick itself.
 
     `ripple` is (3, 4) in 0 … 1: speed, phase and height of four slow waves over the octaves, an unevenness without a
-    pattern. `rattle` is (2, 4) in 0 … 1: speed and phase of four waves over time. Real wires bounce on the head; who has
-    only heard smooth decays takes each of their bounces for a stroke.
+    pattern. `rattle` is (2, 4) in 0 … 1: speed and phase of four waves over time. Real wires bounce on the head; who
+    has only heard smooth decays takes each of their bounces for a stroke.
     """
     n_hit = t.shape[0]
     hz = jnp.asarray(np.arange(n_hit // 2 + 1, dtype=np.float32) * np.float32(sample_rate / n_hit))
