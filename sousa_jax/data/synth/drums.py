@@ -48,8 +48,6 @@ RANGES = {
     "wires_low": ("Hz", (120, 2000), (250, 2500), (150, 1500), (300, 3000), (200, 3000)),
     "wires_high": ("Hz", (3000, 14000), (2500, 14000), (1000, 6000), (3000, 14000), (3000, 18000)),
     "ripple": ("dB", (1, 6), (1, 6), (1, 6), (1, 6), (0.5, 4)),  # unevenness of the wires' colour
-    "rattle": ("dB", (0.5, 6), (0.3, 4), (0.2, 2), (0.3, 4), (0.1, 2)),  # how unevenly the wires die away
-    "rattle_speed": ("Hz", (8, 30), (8, 40), (10, 40), (8, 40), (8, 40)),  # of the slowest of its waves
     "stick": ("", (0.05, 1.2), (0.1, 1.5), (0.3, 3.0), (0.5, 4.0), (0.02, 0.6)),
     "stick_decay": ("ms", (0.4, 4), (0.4, 3), (0.4, 3), (0.5, 5), (0.3, 3)),
     "stick_tone": ("Hz", (1000, 6000), (1200, 7000), (700, 4000), (800, 4000), (1500, 7000)),
@@ -107,8 +105,8 @@ def draw_drum(key: jax.Array, style: jax.Array | int = NATURAL, *, sample_rate: 
     """A random drum. Equal keys and styles give the same drum at every `sample_rate` (Hz, static)."""
     uniform_key, normal_key, wires_key = jax.random.split(key, 3)
     # Few calls of the random generator: each is a piece of code to compile.
-    kind_u, answer, ripple, rattle, value_u = jnp.split(
-        jax.random.uniform(uniform_key, (28 + len(RANGES),)), np.cumsum([1, 7, 12, 8])
+    kind_u, answer, ripple, value_u = jnp.split(
+        jax.random.uniform(uniform_key, (20 + len(RANGES),)), np.cumsum([1, 7, 12])
     )
     sousa = jnp.asarray(style) == SOUSA
     shares = np.cumsum([KIND_WEIGHTS[SOUSA], KIND_WEIGHTS[NATURAL]], axis=1, dtype=np.float32)
@@ -127,7 +125,7 @@ def draw_drum(key: jax.Array, style: jax.Array | int = NATURAL, *, sample_rate: 
     t = jnp.asarray(np.arange(round(HIT_S * sample_rate), dtype=np.float32) / np.float32(sample_rate))
     normal = jax.random.normal(normal_key, (4 + VARIANTS, len(MEMBRANE_MODES)))
     head = _head(normal, value, sampled, t, sample_rate)
-    wires = _wires(wires_key, ripple.reshape(3, 4), rattle.reshape(2, 4), value, sampled, t, sample_rate)
+    wires = _wires(wires_key, ripple.reshape(3, 4), value, sampled, t, sample_rate)
     fade = jnp.minimum(1.0, (HIT_S - t) / (HIT_S / 4))
     peak = jnp.max(jnp.abs(head + wires))
     head, wires = head * (fade / peak), wires * (fade / peak)
@@ -153,20 +151,10 @@ def _head(normal: jax.Array, value: dict, sampled: jax.Array, t: jax.Array, samp
 
 
 def _wires(
-    key: jax.Array,
-    ripple: jax.Array,
-    rattle: jax.Array,
-    value: dict,
-    sampled: jax.Array,
-    t: jax.Array,
-    sample_rate: int,
+    key: jax.Array, ripple: jax.Array, value: dict, sampled: jax.Array, t: jax.Array, sample_rate: int
 ) -> jax.Array:
-    """(VARIANTS, n_hit): coloured noise of wires and stick, and the ringing stick itself.
-
-    `ripple` is (3, 4) in 0 … 1: speed, phase and height of four slow waves over the octaves, an unevenness without a
-    pattern. `rattle` is (2, 4) in 0 … 1: speed and phase of four waves over time. Real wires bounce on the head; who
-    has only heard smooth decays takes each of their bounces for a stroke.
-    """
+    """(VARIANTS, n_hit): coloured noise of wires and stick, and the ringing stick itself. `ripple` is (3, 4) in 0 … 1:
+    speed, phase and height of four slow waves over the octaves, an unevenness without a pattern."""
     n_hit = t.shape[0]
     hz = jnp.asarray(np.arange(n_hit // 2 + 1, dtype=np.float32) * np.float32(sample_rate / n_hit))
     octave = jnp.log2(jnp.maximum(hz, 20.0) / 1000)
@@ -183,12 +171,7 @@ def _wires(
     def decay(name: str) -> jax.Array:
         return jnp.exp(-t * (1000 / value[name]))
 
-    # Sines of time are many to compute: each is taken at every 32nd sample and drawn out, its waves are far longer.
-    coarse = t[::32]
-    waves_hz = value["rattle_speed"] * (1 + 3 * rattle[0])
-    waves_db = jnp.sum(jnp.sin(2 * jnp.pi * (waves_hz[:, None] * coarse + rattle[1][:, None])), axis=0)
-    bounce = jnp.interp(t, coarse, 10 ** (value["rattle"] / 20 / 2 * waves_db))
-    rise = (1 - decay("wires_attack")) * bounce
+    rise = 1 - decay("wires_attack")
     wires = value["wires"] * rise * ((1 - value["ring"]) * decay("wires_decay") + value["ring"] * decay("ring_decay"))
     tone_hz = value["stick_tone"] * STICK_MODES
     tone = (tone_hz < 0.48 * sample_rate) @ jnp.sin(2 * jnp.pi * tone_hz[:, None] * t) / len(STICK_MODES)
