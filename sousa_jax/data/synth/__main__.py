@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     one.add_argument("--tempo", type=int, default=100, help="beats per minute, 60 ... 180 (default: %(default)s)")
     one.add_argument("--tier", default="professional", help="skill of the player (default: %(default)s)")
     one.add_argument("--duration", type=float, help="seconds, instead of --num_cycles")
-    one.add_argument("--preset", default="clean_studio", help=f"how it is recorded: {', '.join(PRESET_NAMES)}")
+    one.add_argument("--preset", default="clean_studio", help=f"recording, dialect sousa: {', '.join(PRESET_NAMES)}")
     one.add_argument("--left_lead", action="store_true", help="begin with the other hand")
     one.add_argument("--plot", action="store_true", help="also draw x.png")
     args = parser.parse_args(argv)
@@ -71,7 +71,8 @@ def write_clip(args: argparse.Namespace) -> None:
     write_audio(args.out, wave, args.sample_rate)
     print(f"{args.out}: {len(wave) / args.sample_rate:.1f} s, {int(np.sum(strokes.valid))} strokes")
     if args.plot:
-        title = f"{args.rudiment}, {args.tempo} BPM, {args.tier}, {args.dialect}, {args.preset}"
+        room = args.preset if args.dialect == "sousa" else "a random room"
+        title = f"{args.rudiment}, {args.tempo} BPM, {args.tier}, {args.dialect}, {room}"
         print(draw_clip(args.out.with_suffix(".png"), wave, args.sample_rate, strokes, title))
 
 

@@ -8,6 +8,7 @@ clips.waveform(7, sample_rate=32_000)                rendered when asked for
 import dataclasses
 import functools
 import hashlib
+import math
 import uuid
 from typing import Any
 
@@ -18,10 +19,11 @@ import pandas as pd
 
 from sousa_jax.data.clips import METADATA_COLUMNS
 from sousa_jax.data.synth.players import TIERS
-from sousa_jax.data.synth.presets import PRESETS
+from sousa_jax.data.synth.presets import PRESETS, Preset
 from sousa_jax.data.synth.render import render
 from sousa_jax.data.synth.stream import SPLITS, Performance, Source, draw_row, player_number, row_keys, stream_key
 from sousa_jax.data.synth.strokes import Strokes
+from sousa_jax.data.synth.written import NOTATED
 from sousa_jax.errors import InputError
 from sousa_jax.rudiments import SLUGS
 
@@ -94,6 +96,8 @@ class SynthClips:
     def row(self, index: int) -> dict[str, Any]:
         """The metadata of a clip for export: its row of `table`, and how it is recorded."""
         preset = PRESETS[self._performances.preset[index]]
+        if self._performances.take.dialect[index] == NOTATED:
+            preset = Preset("natural", "natural", wet=math.nan, mic_type="natural", mic_distance_m=math.nan)
         return self.table.loc[index].to_dict() | {
             "aug_room_type": preset.room_type,
             "aug_room_wet_dry": preset.wet,
@@ -112,7 +116,9 @@ class SynthClips:
         rows = []
         for i, player in enumerate(number):
             slug, tier = SLUGS[p.take.rudiment[i]], TIERS[p.player.tier[i]]
-            tempo, preset = int(p.take.tempo_bpm[i]), PRESETS[p.preset[i]].name
+            tempo = int(p.take.tempo_bpm[i])
+            # A notated performance is heard in a room drawn at random, which has no name.
+            preset = "natural" if p.take.dialect[i] == NOTATED else PRESETS[p.preset[i]].name
             profile_id = _profile_id(self.seed, self.split, int(player))
             everywhere = len(SPLITS) * int(player) + SPLITS.index(self.split)  # numbers of players differ across splits
             rows.append({

@@ -28,7 +28,8 @@ class Request:
     Attributes:
       rudiment: a slug. tempo_bpm: 60 … 180. tier: of `players.TIERS`. dialect: `sousa` or `notated`.
       num_cycles: repetitions, at least 1. duration_s: seconds, in place of `num_cycles`; the clip is that long.
-      preset: a name of `presets.PRESETS`. left_lead: hands exchanged.
+      preset: a name of `presets.PRESETS`, for dialect `sousa`; a notated clip is heard in a room drawn at random.
+      left_lead: hands exchanged.
     """
 
     rudiment: str

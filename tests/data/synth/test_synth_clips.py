@@ -110,6 +110,9 @@ def test_an_endless_performance_gives_nothing_away():
 def test_dialects_are_drawn():
     mixed = SynthClips("train", 200, seed=0, source=Source("mixed"))
     notated = mixed._performances.take.dialect.mean()
+    assert (mixed.table.augmentation_preset == "natural").mean() == notated
+    where = int(np.flatnonzero(mixed._performances.take.dialect)[0])
+    assert mixed.row(where)["aug_room_type"] == "natural"
     assert 0.4 < notated < 0.6
     assert not mixed._performances.take.left_lead[mixed._performances.take.dialect == 0].any()
 
