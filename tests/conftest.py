@@ -16,6 +16,13 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_functions():
+    """Hundreds of compiled functions, kept to the end of the run, would take several gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 def _shared(name: str) -> pathlib.Path:
     path = SHARED / name
     if not path.exists():
