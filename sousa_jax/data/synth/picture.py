@@ -70,7 +70,7 @@ def draw_clip(path: pathlib.Path, wave: np.ndarray, sample_rate: int, strokes: S
                 label=f"{name} {STROKE_TYPES[letter]}",
             )  # fmt: skip
     stroke_axes.set(xlabel="seconds", ylabel="velocity", ylim=(0, 130), xlim=(0, duration_s))
-    stroke_axes.legend(loc="upper right", ncols=5, fontsize="small")
+    figure.legend(*stroke_axes.get_legend_handles_labels(), loc="outside lower center", ncols=10, fontsize="small")
     unfinished = path.with_name(f".{path.name}.tmp")
     figure.savefig(unfinished, dpi=100, format="png")
     plt.close(figure)
