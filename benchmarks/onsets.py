@@ -23,6 +23,7 @@ import pandas as pd
 import scipy.signal
 from flax import nnx
 
+from benchmarks.dilated import DilatedBlocks
 from sousa_jax.data.sousa import open_clips
 from sousa_jax.data.synth import Source, SynthBatches
 from sousa_jax.data.synth.strokes import GRACE, Strokes
@@ -51,14 +52,7 @@ class OnsetNet(nnx.Module):
         self.patches = nnx.Conv(1, 16, (3, 7), strides=(1, 4), rngs=rngs)
         self.mix = nnx.Conv(16, 32, (3, 3), strides=(1, 2), rngs=rngs)
         self.flat = nnx.Linear(32 * (SPEC.n_mels // 8), width, rngs=rngs)
-        self.blocks = nnx.List(
-            nnx.Dict(
-                norm=nnx.LayerNorm(width, rngs=rngs),
-                taps=nnx.Linear(5 * width, width, rngs=rngs),
-                out=nnx.Linear(width, width, rngs=rngs),
-            )
-            for _ in DILATIONS
-        )
+        self.blocks = DilatedBlocks(width, DILATIONS, rngs=rngs)
         self.head = nnx.Linear(width, 1, rngs=rngs)
 
     def __call__(self, log_mel: jax.Array) -> jax.Array:
@@ -67,11 +61,7 @@ class OnsetNet(nnx.Module):
         x = nnx.relu(self.patches(x[..., None]))
         x = nnx.relu(self.mix(x))  # (B, T, n_mels / 8, 32)
         x = self.flat(x.reshape(*x.shape[:2], -1))
-        for block, dilation in zip(self.blocks, DILATIONS, strict=True):
-            padded = jnp.pad(block.norm(x), ((0, 0), (2 * dilation, 2 * dilation), (0, 0)))
-            taps = [padded[:, i * dilation : i * dilation + x.shape[1]] for i in range(5)]
-            x = x + block.out(nnx.gelu(block.taps(jnp.concatenate(taps, -1))))
-        return self.head(x)[..., 0]
+        return self.head(self.blocks(x))[..., 0]
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -93,7 +83,7 @@ def synthetic_batches(batch_size: int, seed: int, dialect: str) -> Iterator[tupl
 def real_batches(
     data: pathlib.Path, batch_size: int, seed: int, leave_out: list[str]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Random windows of the train split, the level drawn as in no need of it: the network does not see it."""
+    """Random windows of the train split, and the frames in which a stroke falls."""
     rng = np.random.default_rng(seed)
     clips = [clip for clip in read(data, "train") if clip["bank"] not in leave_out]
     n, frames = round(WINDOW_S * RATE), n_frames(WINDOW_S)
@@ -179,7 +169,7 @@ def main() -> None:
     parser.add_argument("--train", choices=("synth", "real"), default="synth")
     parser.add_argument("--dialect", default="sousa")
     parser.add_argument("--leave_out", nargs="*", default=[], help="sound banks not to train on; with --train=real")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

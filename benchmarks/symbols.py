@@ -1,7 +1,7 @@
 """Does the synthesizer play as SOUSA does? A small network learns the rudiments from synthetic *strokes alone*, without
 sound, and is tested on the strokes that SOUSA's generator wrote down.
 
-    python -m benchmarks.symbols --data=sousa_mini [--steps=6000]
+    python -m benchmarks.symbols --data=sousa_mini [--steps=3000]
 
 Prints the balanced accuracy on the test split's stroke tables: whole clips, and the first five seconds. What is missing
 to 1 is in the performances themselves (beginners, rudiments that sound alike); a network trained on SOUSA's own
@@ -20,6 +20,7 @@ import pandas as pd
 from flax import nnx
 from sklearn.metrics import balanced_accuracy_score
 
+from benchmarks.dilated import DilatedBlocks
 from sousa_jax.data.synth.stream import Source, draw_performance
 from sousa_jax.data.synth.strokes import Strokes, in_order_of_time
 from sousa_jax.errors import one_line_errors
@@ -28,38 +29,25 @@ from sousa_jax.rudiments import CLASS_IDS, NUM_CLASSES
 
 MAX_STROKES = 96  # a buzz roll has more; its first ones are enough
 WINDOW_S = 5.0
+DILATIONS = (1, 2, 4, 8, 1)
+N_FEATURES = 5
 
 
 class StrokeNet(nnx.Module):
-    """Dilated convolutions along the strokes in order of time: `(B, S, 4)` features and `(B, S)` mask to logits."""
+    """Dilated convolutions along the strokes in order of time: `(B, S, 5)` features and `(B, S)` mask to logits."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.stem = nnx.Linear(N_FEATURES, width, rngs=rngs)
-        self.blocks = nnx.List(
-            nnx.Dict(
-                norm=nnx.LayerNorm(width, rngs=rngs),
-                taps=nnx.Linear(5 * width, width, rngs=rngs),
-                out=nnx.Linear(width, width, rngs=rngs),
-            )
-            for _ in DILATIONS
-        )
+        self.blocks = DilatedBlocks(width, DILATIONS, rngs=rngs)
         self.norm = nnx.LayerNorm(2 * width, rngs=rngs)
         self.head = nnx.Linear(2 * width, NUM_CLASSES, rngs=rngs)
 
     def __call__(self, features: jax.Array, mask: jax.Array) -> jax.Array:
         mask = mask[..., None]
-        x = self.stem(features) * mask
-        for block, dilation in zip(self.blocks, DILATIONS, strict=True):
-            padded = jnp.pad(block.norm(x) * mask, ((0, 0), (2 * dilation, 2 * dilation), (0, 0)))
-            taps = [padded[:, i * dilation : i * dilation + x.shape[1]] for i in range(5)]
-            x = (x + block.out(nnx.gelu(block.taps(jnp.concatenate(taps, -1))))) * mask
+        x = self.blocks(self.stem(features) * mask, mask)
         mean = x.sum(1) / mask.sum(1)
         largest = jnp.where(mask, x, -jnp.inf).max(1)
         return self.head(self.norm(jnp.concatenate([mean, largest], -1)))
-
-
-DILATIONS = (1, 2, 4, 8, 1)
-N_FEATURES = 5
 
 
 def features(time_s: jax.Array, velocity: jax.Array, valid: jax.Array) -> jax.Array:
@@ -114,7 +102,7 @@ def real(data: pathlib.Path, split: str, length_s: float) -> tuple[np.ndarray, n
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=pathlib.Path, required=True, help="SOUSA folder in the Hub's layout")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)

@@ -52,7 +52,7 @@ class SynthBatches:
       bandwidth_hz: nothing sounds above it; 0 is no limit. For recordings of a known, lower sample rate.
 
     Raises:
-      InputError: a number below its limit, or an unknown split.
+      InputError: a number below its limit, an unknown split, or a batch that does not divide among the devices.
     """
 
     def __init__(
@@ -76,6 +76,8 @@ class SynthBatches:
             make_batch, source=source, sample_rate=sample_rate, window_s=window_s, bandwidth_hz=bandwidth_hz
         )
         if sharding is not None:  # each device makes its own rows
+            if batch_size % sharding.num_devices:
+                raise InputError(f"a batch of {batch_size} rows does not divide among {sharding.num_devices} devices")
             one, each = jax.sharding.PartitionSpec(), sharding.spec
             make = jax.shard_map(make, mesh=sharding.mesh, in_specs=(one, each), out_specs=each, check_vma=False)
         self._make = jax.jit(lambda key, first: make(key, first + jnp.arange(batch_size)))

@@ -153,3 +153,11 @@ def test_strokes_go_round_with_a_short_clip():
     strokes = hand_made((0.1, 100, False), (0.6, 50, False))
     looped = around_the_loop(strokes, start_s=0.5, length_s=1.0, window_s=2.2, max_rounds=4)
     np.testing.assert_allclose(np.sort(looped.time_s[looped.valid]), [0.1, 0.6, 1.1, 1.6, 2.1], atol=1e-6)
+
+
+def test_a_batch_that_does_not_divide_among_the_devices_is_refused():
+    class Two:
+        num_devices = 2
+
+    with pytest.raises(InputError, match="3 rows does not divide among 2 devices"):
+        SynthBatches(Source(), batch_size=3, sample_rate=RATE, window_s=1.0, seed=0, sharding=Two())
