@@ -25,6 +25,9 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.model.name = model
     config.model.variant = variant
     config.model.window_s = 5.0  # what the network hears at a time, seconds
+    # How such a window meets a network that was released for longer ones. fill: as it is, or over and over, never
+    # stretched in time nor padded, so that a rhythm stays what it is; official: as the released code does it.
+    config.model.length = "fill"
     config.model.hop_ms = 0  # between spectrogram frames; 0: as the variant was released
     config.model.n_mels = 0  # mel bands; 0: as the variant was released
     config.model.settings = ConfigDict({"dropout": 0.1})  # fields of the model's own config

@@ -1,5 +1,6 @@
 """Safe reading of official checkpoint files into plain arrays: tensors only, never code."""
 
+import collections
 import dataclasses
 import hashlib
 import pathlib
@@ -16,6 +17,13 @@ from sousa_jax.errors import InputError
 # Where files keep their weights, if not at the top: Lightning (HTS-AT), {cfg, model} (BEATs).
 _CONTAINERS = ("state_dict", "model")
 
+# What training frameworks leave in a checkpoint beside the weights (Lightning: callbacks, hyperparameters). Nothing of
+# it is imported: what has such a name becomes an `_Inert`. Any other name that is no tensor refuses the file.
+_FRAMEWORKS = (
+    "pytorch_lightning.", "lightning.", "lightning_fabric.", "torchmetrics.", "numpy.", "argparse.Namespace",
+    "_codecs.encode",
+)  # fmt: skip
+
 # Keys that only one architecture has.
 _SIGNATURES = {
     "efficientat": r"features\.\d+\.block\.\d+\.\d+\.weight",
@@ -28,11 +36,13 @@ _SIGNATURES = {
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """An official file. `state`: key to array, as in the file; `sha256`: of the file, hexadecimal."""
+    """An official file. `state`: key to array, as in the file; `sha256`: of the file, hexadecimal; `cfg`: the
+    settings that BEATs' files hold beside their weights."""
 
     path: pathlib.Path
     sha256: str
     state: dict[str, np.ndarray]
+    cfg: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read(path: str | pathlib.Path) -> Checkpoint:
@@ -49,7 +59,7 @@ def read(path: str | pathlib.Path) -> Checkpoint:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    return Checkpoint(path, sha256, readers[path.suffix](path))
+    return Checkpoint(path, sha256, *readers[path.suffix](path))
 
 
 def looks_like(state: Mapping[str, Any]) -> str | None:
@@ -66,15 +76,14 @@ def fingerprint(state: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_torch(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The state dict, and the settings beside it."""
     try:
         import torch
     except ImportError as error:
         raise InputError(f"{path.suffix} files need PyTorch: pip install 'sousa-jax[ports]'") from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on pickle protocols; what follows says all that matters
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _unpickled(path)
     except pickle.UnpicklingError as error:
         if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise InputError(f"{path} holds {match[1]}, not only tensors: refused, nothing in it was run") from error
@@ -83,8 +92,42 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is truncated or no PyTorch checkpoint ({_first_sentence(error)})") from error
     for candidate in [content] + [content.get(key) for key in _CONTAINERS if isinstance(content, dict)]:
         if isinstance(candidate, dict) and candidate and all(isinstance(v, torch.Tensor) for v in candidate.values()):
-            return {str(key): _to_numpy(path, key, tensor) for key, tensor in candidate.items()}
+            state = {str(key): _to_numpy(path, key, tensor) for key, tensor in candidate.items()}
+            cfg = content.get("cfg")
+            return state, {str(key): value for key, value in cfg.items()} if isinstance(cfg, dict) else {}
     raise InputError(f"{path} holds no state dict, neither at the top nor under {' or '.join(_CONTAINERS)}")
+
+
+class _Inert:
+    """Stands for something that is not looked at: takes whatever a pickle gives it and keeps nothing."""
+
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+def _unpickled(path: pathlib.Path) -> Any:
+    """The file's content by PyTorch's restricted unpickler, which knows tensors and plain containers."""
+    import torch
+
+    inert: dict[str, type] = {}
+    while True:
+        try:
+            allowed = [(stand_in, name) for name, stand_in in inert.items()]
+            with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # on pickle protocols; what follows says all that matters
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            match = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if not match or match[1] in inert or not match[1].startswith(_FRAMEWORKS):
+                raise
+            # The unpickler names one at a time. It fills dictionaries only if they are of a type that it knows.
+            inert[match[1]] = collections.OrderedDict if match[1].endswith("Dict") else _Inert
 
 
 def _to_numpy(path: pathlib.Path, key: str, tensor: Any) -> np.ndarray:
@@ -94,14 +137,14 @@ def _to_numpy(path: pathlib.Path, key: str, tensor: Any) -> np.ndarray:
         raise InputError(f"{path}: {key} is {tensor.dtype} ({tensor.layout}), expected plain float32") from error
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError as error:
         raise InputError("safetensors files need safetensors: pip install 'sousa-jax[ports]'") from error
     try:
-        return load_file(path)
+        return load_file(path), {}
     except (SafetensorError, KeyError, TypeError) as error:  # the latter two: a type that NumPy lacks
         raise InputError(f"{path} is truncated or no safetensors file ({_first_sentence(error)})") from error
 

@@ -1,6 +1,7 @@
 """Writes an official PyTorch checkpoint as a model folder of ours.
 
     python -m ports.convert --model=efficientat --checkpoint=mn10_as_mAP_471.pt --out=DIR
+    python -m ports.convert --model=beats --download --out=DIR
 
 By default the body is kept and the class layer is replaced by a fresh one for the 40 rudiments;
 `--num_classes=527`, the file's own number, keeps all of it.
@@ -8,11 +9,10 @@ By default the body is kept and the class layer is replaced by a fresh one for t
 
 import argparse
 import dataclasses
-import importlib.resources
 import pathlib
-import tomllib
 from typing import Any
 
+from ports import sources
 from ports.port import PORTS, Ported, port
 from sousa_jax import checkpoint, rudiments
 from sousa_jax.errors import InputError, one_line_errors
@@ -21,7 +21,15 @@ from sousa_jax.errors import InputError, one_line_errors
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=PORTS, required=True)
-    parser.add_argument("--checkpoint", required=True, help="official file: .pt, .pth, .ckpt or .safetensors")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--checkpoint", help="official file: .pt, .pth, .ckpt or .safetensors")
+    where.add_argument(
+        "--download",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help=f"official file to fetch into {sources.CACHE}, by its name in ports/sources.toml; none: the model's first",
+    )
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder to write; must not exist")
     parser.add_argument("--variant", help="as in mn10_hop_5, where neither shapes nor file name tell it")
     parser.add_argument(
@@ -30,10 +38,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the fresh class layer")
     args = parser.parse_args(argv)
     with one_line_errors():
-        convert(args.model, args.checkpoint, args.out, args.variant, args.num_classes, args.seed)
+        file = args.checkpoint or sources.download(args.model, args.download)
+        convert(args.model, file, args.out, args.variant, args.num_classes, args.seed)
 
 
-def convert(model: str, file: str, out: pathlib.Path, variant: str | None, num_classes: int, seed: int) -> None:
+def convert(
+    model: str, file: str | pathlib.Path, out: pathlib.Path, variant: str | None, num_classes: int, seed: int
+) -> None:
     """Reads, ports, writes and prints the report. `InputError` leaves nothing behind."""
     if num_classes < 1:
         raise InputError(f"--num_classes={num_classes} must be at least 1")
@@ -49,7 +60,7 @@ def convert(model: str, file: str, out: pathlib.Path, variant: str | None, num_c
 
 def provenance(model: str, ported: Ported) -> dict[str, Any]:
     """What a model folder records of its origin."""
-    source = known_source(model, ported.checkpoint.path.name)
+    source = sources.source_of(model, ported.checkpoint.path.name, ported.checkpoint.sha256)
     report = dataclasses.asdict(ported.report)
     return {
         "file": ported.checkpoint.path.name,
@@ -59,15 +70,6 @@ def provenance(model: str, ported: Ported) -> dict[str, Any]:
         **({"source": source} if source else {}),
         "report": report,
     }
-
-
-def known_source(model: str, file_name: str) -> dict[str, Any] | None:
-    """Where the official file of this name comes from (`sources.toml`): url, licence, citation, figures."""
-    sources = tomllib.loads(importlib.resources.files("ports").joinpath("sources.toml").read_text("utf-8"))[model]
-    files = {entry["name"]: entry for entry in sources.pop("files")}
-    if file_name not in files:
-        return None
-    return {"url": sources.pop("base_url") + file_name, **sources, **files[file_name]}
 
 
 if __name__ == "__main__":

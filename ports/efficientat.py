@@ -6,15 +6,19 @@ Official code: github.com/fschmid56/EfficientAT, `models/mn/{model,block_types,a
 import dataclasses
 import functools
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ports.rules import CONV_ONE_INPUT, DEPTHWISE, LINEAR, POINTWISE, VECTOR, Rule, Transform
+from ports import golden
+from ports.checkpoints import Checkpoint
+from ports.golden import Golden, Replay
+from ports.rules import CONV_ONE_INPUT, DEPTHWISE, LINEAR, POINTWISE, VECTOR, Inferred, Rule, Transform
 from sousa_jax import models
 from sousa_jax.errors import InputError
 from sousa_jax.models.efficientat import BLOCKS, PRESETS, EfficientATConfig
@@ -23,8 +27,7 @@ IGNORED = {"*.num_batches_tracked": "counter of training steps, not a weight"}
 
 # Largest error that `ports.verify` lets pass, as a fraction of the spread. With the same spectrogram float32
 # rounding stays under 6e-5; from the waveform, near-silent bins of a float32 FFT move the logits by up to 7e-4.
-TOLERANCE_STORED = 2e-4
-TOLERANCE_WAVEFORM = 2e-3
+TOLERANCES = {"stored": 2e-4, "waveform": 2e-3, "frontend": 2e-3}
 
 
 # ----------------------------------------------------------------------------------------- names
@@ -84,25 +87,18 @@ _HEAD_RULES = {
 # ---------------------------------------------------------------------------------------- config
 
 
-class Inferred(NamedTuple):
-    """`variant`: the released variant that it is. `evidence`: where each part of the config came from."""
-
-    config: EfficientATConfig
-    variant: str
-    evidence: str
-
-
-def infer_config(state: Mapping[str, np.ndarray], file_name: str, variant: str | None = None) -> Inferred:
-    """The config that belongs to an official state dict.
+def infer(checkpoint: Checkpoint, variant: str | None = None) -> Inferred:
+    """The network that an official file holds.
 
     Width, head, classes and squeeze-excitation are read from the shapes. Hop, mel bands and strides leave no
     trace there: they come from `variant`, else from the official file name, else they are the standard ones.
     Raises `InputError` if the variant or the file name contradicts the shapes, or if a telling key is missing.
     """
+    state = checkpoint.state
     width, head = _width(state), _head(state)
     if variant:
         name, told_by = variant, "--variant"
-    elif name := _variant_in(file_name):
+    elif name := _variant_in(checkpoint.path.name):
         told_by = "the file name"
     else:
         name, told_by = _standard_variant(width, head["head"]), "assumption (--variant can say otherwise)"
@@ -119,7 +115,7 @@ def infer_config(state: Mapping[str, np.ndarray], file_name: str, variant: str |
     )
     if len(config.se_dims) > 1:
         evidence += f"; by assumption: branches joined by {config.se_agg}"
-    return Inferred(config, name, evidence)
+    return Inferred(config, name, evidence, rules(config))
 
 
 def _variant_in(file_name: str) -> str | None:
@@ -204,22 +200,58 @@ def _squeezed(size: int, reduction: int) -> int:
     return EfficientATConfig(width=1.0).channels(size // reduction)
 
 
-# ----------------------------------------------------------------------------------- activations
+# ----------------------------------------------------------------------------------------- proof
+
+
+def section(reference: Golden, checkpoint: Checkpoint, config: EfficientATConfig) -> tuple[str, bool]:
+    """The section of a golden file that a checkpoint belongs to, and whether it has the weights used there: by their
+    fingerprint; failing that, by the number of batch-norm statistics and of classes."""
+    if found := reference.section_of_weights(checkpoint.state):
+        return found, True
+    _, stats = models.abstract("efficientat", config)
+    ours = (sum(math.prod(array.shape) for array in stats.values()), config.num_classes)
+    theirs = {name: _sizes(reference, name) for name in reference.fingerprints}
+    alike = [name for name, sizes in theirs.items() if sizes == ours]
+    if len(alike) == 1:
+        return alike[0], False
+    raise InputError(
+        f"{reference.path}: {len(alike) or 'no'} sections with {ours[0]} statistics and {ours[1]} classes; "
+        f"it has {', '.join(f'{name} with {a} and {b}' for name, (a, b) in theirs.items())}"
+    )
+
+
+def _sizes(reference: Golden, name: str) -> tuple[int, int]:
+    statistics = reference.arrays.get(f"{name}/statistics", np.empty(0)).size
+    logits = [array.shape[-1] for key, array in reference.arrays.items() if key.endswith(f"/{name}/logits")]
+    return statistics, logits[0] if logits else 0
+
+
+def replays(config: EfficientATConfig, reference: Golden, section: str) -> Iterator[Replay]:
+    """Every run of a section: clips of 10 to 1.5 s, each with `features00` .. `features16`, embedding and logits."""
+    network = _activations(config)
+    for run in reference.runs("frontend"):
+        stored = reference.reference(f"{run}/frontend")
+        yield Replay(
+            run,
+            golden.clip_samples(run, reference.sample_rate),
+            config.frontend,
+            stored,
+            stored.whole(),
+            reference.outputs(f"{run}/{section}"),
+            network,
+        )
 
 
 @functools.cache
-def activations(config: EfficientATConfig) -> Callable[..., dict[str, jax.Array]]:
-    """The network with everything that the golden files hold, in official layouts.
-
-    Returns a jitted `f(params, stats, features) -> {name: array}`: `features00` .. `features16` as `(batch,
-    channel, mel, frame)`, `embedding` and `logits`.
-    """
+def _activations(config: EfficientATConfig) -> Callable[..., dict[str, jax.Array]]:
+    """Jitted `f(params, stats, features) -> {name: array}`: everything that the golden files hold, feature maps as
+    `(batch, channel, mel, frame)`."""
 
     @jax.jit
     def run(params: models.Arrays, stats: models.Arrays, features: jax.Array) -> dict[str, jax.Array]:
         model = models.module("efficientat", config, params, stats)
         outputs = model(features)
         maps = {f"features{i:02d}": jnp.moveaxis(x, -1, 1) for i, x in enumerate(model.stages(features))}
-        return {**maps, **outputs._asdict()}
+        return {**maps, "embedding": outputs.embedding, "logits": outputs.logits}
 
     return run

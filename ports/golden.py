@@ -1,24 +1,27 @@
 """Golden files: reference activations of an official model, computed from synthetic weights and clips.
 
-An `.npz` with arrays `<run>/frontend` and `<run>/<section>/<name>` and a JSON text `meta`: model, seed,
-sample rate, the weights' fingerprint per section, and for each array its full shape, layout and stride.
-A run is named by the clip's length (`2p6s` is 2.6 s), a section by the checkpoint that was used.
+An `.npz` with arrays `<run>/…/<name>` and a JSON text `meta`: model, seed, sample rate, the weights' fingerprint
+per section (one checkpoint each), and for each array its full shape, layout and stride. A run is named by the
+clip's length first (`2p6s` is 2.6 s). The models' modules know the rest of the names (`replays`).
 """
 
 import dataclasses
+import fnmatch
 import json
 import math
 import pathlib
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from ports import checkpoints
 from sousa_jax.errors import InputError
+from sousa_jax.frontends import FrontendSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,19 @@ class Reference:
     values: np.ndarray
     shape: tuple[int, ...]
     stride: int
+    layout: str = ""
+
+    @property
+    def frames_first(self) -> bool:
+        """A spectrogram stored as `(batch, frame, mel)`; ours are `(batch, mel, frame)`."""
+        return self.layout.startswith("batch, frame, mel")
+
+    def whole(self) -> np.ndarray | None:
+        """A spectrogram in our layout; None if the file does not hold all of it."""
+        if self.stride > 1:
+            return None
+        values = self.values.reshape(self.shape)
+        return values.swapaxes(1, 2) if self.frames_first else values
 
     @property
     def spread(self) -> float:
@@ -57,17 +73,9 @@ class Golden:
     arrays: dict[str, np.ndarray]
     meta: dict[str, dict[str, Any]]
 
-    @property
-    def runs(self) -> list[str]:
-        """`10s`, `5s`, ...: every run with a stored frontend, in the file's order."""
-        return [key.removesuffix("/frontend") for key in self.arrays if re.fullmatch(r"[^/]+/frontend", key)]
-
-    def clip_samples(self, run: str) -> int:
-        """Samples of a run's clips, from its name."""
-        match = re.fullmatch(r"(\d+)(?:p(\d+))?s", run)
-        if not match:
-            raise InputError(f"{self.path}: the run {run!r} is not named by a length, like 10s or 2p6s")
-        return round(float(f"{match[1]}.{match[2] or 0}") * self.sample_rate)
+    def runs(self, name: str) -> list[str]:
+        """`10s`, `5s`, ...: every run that holds an array of this name (`frontend`), in the file's order."""
+        return [key.removesuffix(f"/{name}") for key in self.arrays if key.endswith(f"/{name}")]
 
     def reference(self, key: str) -> Reference:
         """One tensor by its key in the file; `InputError` if it is not what its `meta` says."""
@@ -78,37 +86,72 @@ class Golden:
             raise InputError(f"{self.path}: {key} holds {len(values)} clip, two are needed for the spread")
         if values.size != shape[0] * -(-math.prod(shape[1:]) // stride):
             raise InputError(f"{self.path}: {key} has shape {values.shape}, not every {stride}th value of {shape}")
-        return Reference(key, values, shape, stride)
+        return Reference(key, values, shape, stride, str(meta.get("layout", "")))
 
-    def outputs(self, run: str, section: str) -> dict[str, Reference]:
-        """Everything stored of one section in one run: name to tensor."""
-        prefix = f"{run}/{section}/"
-        return {key.removeprefix(prefix): self.reference(key) for key in self.arrays if key.startswith(prefix)}
+    def outputs(self, prefix: str) -> dict[str, Reference]:
+        """What is stored directly under a prefix (`5s`, `5s/mn10_as`), but spectrograms: name to tensor."""
+        names = {key.removeprefix(f"{prefix}/"): key for key in self.arrays if key.startswith(f"{prefix}/")}
+        return {
+            name: self.reference(key)
+            for name, key in names.items()
+            if "/" not in name and name not in ("frontend", "fbank")
+        }
 
-    def section_of(self, state: Mapping[str, np.ndarray], stats: Mapping[str, Any], n_classes: int) -> tuple[str, bool]:
-        """The section that a checkpoint belongs to, and whether its weights are exactly those used there.
+    def section_of_weights(
+        self, state: Mapping[str, np.ndarray], *, prefix: str = "", derived: Iterable[str] = ()
+    ) -> str | None:
+        """The section that was made with exactly these weights, by their fingerprint; None if there is none.
 
-        Found by the fingerprint of the official state dict; failing that, by the number of batch-norm
-        statistics and of classes.
+        prefix: begins every key of a released file, and may have been taken away. derived: patterns of keys that are
+        no weights.
         """
-        weights = checkpoints.fingerprint(state)
-        for section, expected in self.fingerprints.items():
-            if weights == expected:
-                return section, True
-        ours = (sum(array.size for array in stats.values()), n_classes)
-        theirs = {section: self._sizes(section) for section in self.fingerprints}
-        alike = [section for section, sizes in theirs.items() if sizes == ours]
-        if len(alike) == 1:
-            return alike[0], False
-        raise InputError(
-            f"{self.path}: {len(alike) or 'no'} sections with {ours[0]} statistics and {ours[1]} classes; "
-            f"it has {', '.join(f'{section} with {a} and {b}' for section, (a, b) in theirs.items())}"
-        )
+        whole = any(key.startswith(prefix) for key in state)
+        weights = {
+            key if whole else prefix + key: array
+            for key, array in state.items()
+            if not any(fnmatch.fnmatchcase(key, pattern) for pattern in derived)
+        }
+        found = checkpoints.fingerprint(weights)
+        return next((name for name, expected in self.fingerprints.items() if found == expected), None)
 
-    def _sizes(self, section: str) -> tuple[int, int]:
-        statistics = self.arrays.get(f"{section}/statistics", np.empty(0)).size
-        logits = [array.shape[-1] for key, array in self.arrays.items() if key.endswith(f"/{section}/logits")]
-        return statistics, logits[0] if logits else 0
+
+def _as_they_are(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """One run of the official code, to be done again.
+
+    Attributes:
+      name: of the run, as in the file.
+      n_samples: of each clip (`synthetic.test_batch`).
+      frontend: what makes features of them here.
+      stored: the official features, which ours are compared with; None if the file has none for this run.
+      features: `(batch, n_mels, n_frames)` float32, the network's official input; None if the file does not hold it
+        as a whole.
+      outputs: what the official network gave, by name.
+      network: `f(params, stats, features) -> {name: array}`, which gives at least those, in official layouts; None
+        if there are none.
+      clips: what the run does to the clips first.
+    """
+
+    name: str
+    n_samples: int
+    frontend: FrontendSpec
+    stored: Reference | None
+    features: np.ndarray | None
+    outputs: dict[str, Reference]
+    network: Callable[..., Mapping[str, jax.Array]] | None
+    clips: Callable[[np.ndarray], np.ndarray] = _as_they_are
+
+
+def clip_samples(run: str, sample_rate: int) -> int:
+    """Samples of a run's clips, from the length at the beginning of its name: `2p6s_repeat`."""
+    match = re.match(r"(\d+)(?:p(\d+))?s(?![a-z0-9])", run)
+    if not match:
+        raise InputError(f"the run {run!r} of a golden file is not named by a length, like 10s or 2p6s")
+    return round(float(f"{match[1]}.{match[2] or 0}") * sample_rate)
 
 
 def read(path: str | pathlib.Path, model: str) -> Golden:
@@ -123,7 +166,7 @@ def read(path: str | pathlib.Path, model: str) -> Golden:
             meta["model"],
             int(meta["seed"]),
             int(meta["sample_rate"]),
-            dict(meta["weights_sha256"]),
+            _fingerprints(meta["weights_sha256"]),
             arrays,
             meta["arrays"],
         )
@@ -133,6 +176,9 @@ def read(path: str | pathlib.Path, model: str) -> Golden:
         raise InputError(f"{path} is no golden file, or a damaged one ({type(error).__name__}: {error})") from error
     if golden.model != model:
         raise InputError(f"{path} is a golden file of {golden.model!r}, not of {model!r}")
-    if not golden.runs:
-        raise InputError(f"{path} holds no <run>/frontend to compare with")
     return golden
+
+
+def _fingerprints(stored: str | dict[str, str]) -> dict[str, str]:
+    """Section to fingerprint; a file with one checkpoint has just the fingerprint, and one section without name."""
+    return {"": stored} if isinstance(stored, str) else dict(stored)

@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from ports import checkpoints, efficientat, rules
+from ports import ast, beats, checkpoints, efficientat, htsat, rules
 from sousa_jax import models
 from sousa_jax.errors import InputError
 
-# A model's module gives `rules`, `class_layer`, `infer_config`, `activations`, `IGNORED` and tolerances.
-PORTS: dict[str, ModuleType] = {"efficientat": efficientat}
+# What a model's module gives:
+#   infer(checkpoint, variant)                         the network that an official file holds (`rules.Inferred`)
+#   class_layer(config)                                our paths that a change of classes replaces
+#   IGNORED                                            keys of the file that are not used, with reasons
+#   section(reference, checkpoint, config)             the part of a golden file that it belongs to, and how exactly
+#   replays(config, reference, section)                the runs of that part (`golden.Replay`)
+#   TOLERANCES                                         of `ports.verify`, fractions of the spread
+PORTS: dict[str, ModuleType] = {"efficientat": efficientat, "htsat": htsat, "beats": beats, "ast": ast}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +56,15 @@ def port(
         some = ", ".join(list(checkpoint.state)[:3])
         raise InputError(f"{path} is not {model}, it looks like {found or f'no model known here (keys: {some}, ...)'}")
     try:
-        config, name, evidence = ours.infer_config(checkpoint.state, checkpoint.path.name, variant)
-        table, ignored, fresh = ours.rules(config), dict(ours.IGNORED), {}
+        config, name, evidence, table = ours.infer(checkpoint, variant)
+        ignored, fresh = dict(ours.IGNORED), {}
         if num_classes not in (None, config.num_classes):
+            reason = f"class layer, {config.num_classes or 'no'} classes in the file, {num_classes} wanted"
+            config = dataclasses.replace(config, num_classes=num_classes)
             replaced = ours.class_layer(config)
-            reason = f"class layer, {config.num_classes} classes in the file, {num_classes} wanted"
             ignored |= {rule.source: f"{reason}: replaced" for rule in table if rule.target in replaced}
             fresh = {path: f"{reason}: newly initialized, seed {seed}" for path in replaced}
             table = [rule for rule in table if rule.target not in replaced]
-            config = dataclasses.replace(config, num_classes=num_classes)
         params, stats = models.abstract(model, config)
         arrays, report = rules.apply(
             table, checkpoint.state, {**params, **stats}, ignored=ignored, fresh=fresh, sha256=checkpoint.sha256
@@ -66,8 +72,8 @@ def port(
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     if fresh:
-        initial = {key: value for part in models.init(model, config, seed) for key, value in part.items()}
-        arrays |= {key: np.asarray(initial[key]) for key in fresh}
+        initial = models.init(model, config, seed, only=fresh)
+        arrays |= {key: np.asarray(value) for part in initial for key, value in part.items()}
     return Ported(
         checkpoint,
         config,

@@ -7,7 +7,7 @@ of the source is used or ignored for a stated reason, every target is filled or 
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,11 +63,39 @@ DEPTHWISE = Transform("C1HW->HWC")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """`source`: key in the official state dict. `target`: our dotted path (`sousa_jax.models`)."""
+    """`source`: key in the official state dict. `target`: our dotted path (`sousa_jax.models`).
+
+    `part`: (i, n) takes the i-th of n equal parts of the source's first axis, before the transform. Fused
+    projections (`qkv`) are n such rules of one source.
+    """
 
     source: str
     target: str
     transform: Transform
+    part: tuple[int, int] = (0, 1)
+
+    def source_shape(self, target_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the whole source if the target has this shape."""
+        first, *others = self.transform.source_shape(target_shape)
+        return first * self.part[1], *others
+
+    def forward(self, array: np.ndarray) -> np.ndarray:
+        """The source's array as the target's."""
+        i, n = self.part
+        return self.transform.forward(array if n == 1 else np.split(array, n)[i])
+
+
+class Inferred(NamedTuple):
+    """The network that an official file holds.
+
+    config: of our network. variant: the released variant that it is. evidence: where each part of the config was
+    read. table: the rules for the names that this very file uses.
+    """
+
+    config: Any
+    variant: str
+    evidence: str
+    table: list[Rule]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +155,7 @@ def apply(
     _check_table(rules, expected, fresh)
     used = {rule.source for rule in rules}
     left_out = {key: _reason(key, ignored) for key in state if key not in used}
-    present = [rule for rule in rules if rule.source in state]
+    present = [rule for rule in rules if rule.source in state and rule.part[0] == 0]  # one complaint a key
     filled = {rule.target for rule in rules} | fresh.keys()
     _raise_misfits(
         {
@@ -137,7 +165,7 @@ def apply(
             "unlike the model's": [wrong for rule in present if (wrong := _mismatch(rule, state, expected))],
         }
     )
-    arrays = {rule.target: rule.transform.forward(state[rule.source]) for rule in rules}
+    arrays = {rule.target: rule.forward(state[rule.source]) for rule in rules}
     n_values = sum(array.size for array in arrays.values())
     return arrays, PortReport(len(arrays), n_values, left_out, dict(fresh), sha256)
 
@@ -155,14 +183,21 @@ def invert(rules: Iterable[Rule], arrays: Mapping[str, Any]) -> Arrays:
             "without a rule": [path for path in arrays if path not in targets],
         }
     )
-    return {rule.source: rule.transform.inverse(np.asarray(arrays[rule.target])) for rule in rules}
+    parts: dict[str, list[np.ndarray]] = {}
+    for rule in sorted(rules, key=lambda rule: rule.part):  # stable: keeps the table's order of sources
+        parts.setdefault(rule.source, []).append(rule.transform.inverse(np.asarray(arrays[rule.target])))
+    return {rule.source: np.concatenate(parts[rule.source]) for rule in rules}
 
 
 def _check_table(rules: list[Rule], expected: Mapping[str, Any], fresh: Mapping[str, str]) -> None:
     """The table's own mistakes, which no input can cause."""
     targets = {rule.target for rule in rules}
-    if len(targets) != len(rules) or len({rule.source for rule in rules}) != len(rules):
-        raise ValueError("two rules share a source or a target: the table is not bijective")
+    parts: dict[str, list[tuple[int, int]]] = {}
+    for rule in rules:
+        parts.setdefault(rule.source, []).append(rule.part)
+    whole = all(sorted(found) == [(i, len(found)) for i in range(len(found))] for found in parts.values())
+    if len(targets) != len(rules) or not whole:
+        raise ValueError("two rules share a target, or a source other than in its parts: the table is not bijective")
     if unknown := (targets | fresh.keys()) - expected.keys():
         raise ValueError(f"the table names arrays that the model does not have: {_listed(sorted(unknown))}")
     if both := targets & fresh.keys():
@@ -174,7 +209,7 @@ def _reason(key: str, ignored: Mapping[str, str]) -> str | None:
 
 
 def _mismatch(rule: Rule, state: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> str | None:
-    array, shape = state[rule.source], rule.transform.source_shape(tuple(expected[rule.target].shape))
+    array, shape = state[rule.source], rule.source_shape(tuple(expected[rule.target].shape))
     if array.shape != shape:
         return f"{rule.source} has shape {array.shape}, expected {shape}"
     if array.dtype != np.float32:

@@ -29,16 +29,17 @@ def gain(rng: jax.Array, x: jax.Array, max_db: float, spec: FrontendSpec) -> jax
     return x + db * (jnp.log(10.0) / 10.0 / spec.std).astype(x.dtype)
 
 
-def mask(rng: jax.Array, x: jax.Array, axis: int, count: int, max_width: int) -> jax.Array:
+def mask(rng: jax.Array, x: jax.Array, axis: int, count: int, max_width: int, spec: FrontendSpec) -> jax.Array:
     """SpecAugment (arXiv:1904.08779): `count` stripes along `axis` (1 mel, 2 time), each 0 … `max_width`
-    wide, set to zero, which is about the mean of a normalized spectrogram."""
+    wide, set to zero, which is about the mean of a normalized spectrogram; of decibels, to each clip's mean."""
     size = x.shape[axis]
     width_rng, start_rng = jax.random.split(rng)
     width = jax.random.randint(width_rng, (x.shape[0], count, 1), 0, min(max_width, size) + 1)
     start = jnp.floor(jax.random.uniform(start_rng, width.shape) * (size - width + 1))
     place = jnp.arange(size)
     covered = ((place >= start) & (place < start + width)).any(1)  # (B, size)
-    return jnp.where(jnp.expand_dims(covered, 3 - axis), 0.0, x)
+    level = 0.0 if spec.normalized else x.mean((1, 2), keepdims=True)
+    return jnp.where(jnp.expand_dims(covered, 3 - axis), level, x)
 
 
 def mixup(rng: jax.Array, x: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:

@@ -92,6 +92,11 @@ class FrontendSpec:
         return cls(**{**_KALDI, **released, **changes})
 
     @property
+    def normalized(self) -> bool:
+        """Whether zero is about the mean of a spectrogram. HTS-AT's decibels are left to the network's batch norm."""
+        return self.mean != 0.0
+
+    @property
     def window_samples(self) -> int:
         return round(self.window_s * self.sample_rate)
 

@@ -44,9 +44,9 @@ def features_and_targets(
     if settings.mixup_alpha:
         x, targets = augment.mixup(mix_rng, x, targets, settings.mixup_alpha)
     if settings.freq_masks:
-        x = augment.mask(freq_rng, x, 1, settings.freq_masks, settings.freq_mask_bins)
+        x = augment.mask(freq_rng, x, 1, settings.freq_masks, settings.freq_mask_bins, spec)
     if settings.time_masks:
-        x = augment.mask(time_rng, x, 2, settings.time_masks, settings.time_mask_frames)
+        x = augment.mask(time_rng, x, 2, settings.time_masks, settings.time_mask_frames, spec)
     return x, targets
 
 

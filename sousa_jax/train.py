@@ -19,6 +19,7 @@ from sousa_jax.data.pipeline import BadClips
 from sousa_jax.errors import InputError
 from sousa_jax.evaluate import evaluate_split, known_table, predict, report_line
 from sousa_jax.logging import Progress, RunLog, environment, logger
+from sousa_jax.models.layers import LENGTHS
 from sousa_jax.optim import learning_rate, make_optimizer
 from sousa_jax.rudiments import NUM_CLASSES
 from sousa_jax.step import TrainState, make_eval_step, make_train_step
@@ -155,8 +156,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
 
 def _model_config(config: ConfigDict) -> Any:
     settings = config.model
+    if settings.length not in LENGTHS:
+        raise InputError(f"config.model.length={settings.length!r} is unknown, expected one of {LENGTHS}")
     made = models.make_config(settings.name, settings.variant, num_classes=NUM_CLASSES, **settings.settings)
-    changes = {"window_s": settings.window_s}
+    made = made.for_window(settings.window_s, settings.length)
+    changes = {}
     if settings.hop_ms:
         changes["hop_length"] = settings.hop_ms * made.frontend.sample_rate // 1000
     if settings.n_mels:

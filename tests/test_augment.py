@@ -42,13 +42,24 @@ def test_gain_equals_a_louder_waveform():
 
 @pytest.mark.parametrize("axis", [1, 2])
 def test_masks_cover_whole_stripes_of_bounded_width(axis):
-    out = np.asarray(augment.mask(KEY, jnp.ones((200, 16, 50)), axis, count=2, max_width=5))
+    out = np.asarray(augment.mask(KEY, jnp.ones((200, 16, 50)), axis, 2, 5, FrontendSpec()))
     other = 3 - axis
     assert (out.min(other) == out.max(other)).all()  # a stripe goes through the whole other axis
     covered = (out.max(other) == 0).sum(1)
     assert covered.max() <= 10
     assert covered.max() > 5
     assert covered.min() == 0
+
+
+def test_masks_in_decibels_are_as_loud_as_the_clip():
+    """Zero decibels would be the loudest thing in a spectrogram of HTS-AT's."""
+    decibels = jnp.stack([jnp.full((16, 50), -40.0), jnp.full((16, 50), -60.0).at[3, 7].set(-10.0)])
+    out = np.asarray(augment.mask(KEY, decibels, 2, 2, 20, FrontendSpec.htsat()))
+    assert (out[0] == -40).all()
+    covered = (out[1] != decibels[1]).all(0)
+    assert covered.any()
+    np.testing.assert_allclose(out[1][:, covered], decibels[1].mean(), rtol=1e-6)
+    assert [spec.normalized for spec in (FrontendSpec(), FrontendSpec.ast(), FrontendSpec.beats())] == [True] * 3
 
 
 def test_mixup_mixes_inputs_and_targets_alike():

@@ -6,7 +6,7 @@ Filters, ports, checkpoints and error messages all speak in these paths.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -14,12 +14,20 @@ from flax import nnx
 
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
+from sousa_jax.models.ast import AST, ASTConfig
+from sousa_jax.models.beats import BEATs, BEATsConfig
 from sousa_jax.models.efficientat import EfficientAT, EfficientATConfig
+from sousa_jax.models.htsat import HTSAT, HTSATConfig
 from sousa_jax.models.layers import Outputs
 
 Arrays = dict[str, jax.Array]
 
-_MODELS: dict[str, tuple[type, type]] = {"efficientat": (EfficientATConfig, EfficientAT)}
+_MODELS: dict[str, tuple[type, type]] = {
+    "htsat": (HTSATConfig, HTSAT),
+    "beats": (BEATsConfig, BEATs),
+    "efficientat": (EfficientATConfig, EfficientAT),
+    "ast": (ASTConfig, AST),
+}
 MODEL_NAMES = tuple(_MODELS)
 
 
@@ -51,13 +59,17 @@ def config_from_json(stored: dict[str, Any]) -> tuple[str, Any]:
     return stored["model"], config_class(**{**fields, "frontend": FrontendSpec(**fields["frontend"])})
 
 
-def init(name: str, config: Any, seed: int = 0) -> tuple[Arrays, Arrays]:
-    """Freshly initialized `(params, stats)`, as the paper initializes; deterministic in the seed."""
+def init(name: str, config: Any, seed: int = 0, *, only: Collection[str] | None = None) -> tuple[Arrays, Arrays]:
+    """Freshly initialized `(params, stats)`, as the paper initializes; deterministic in the seed.
+
+    `only` names the paths that are wanted: nothing else is computed, and they are the same as without it.
+    """
     _, model_class = _entry(name)
 
     @jax.jit  # one compiled program instead of an eager call per array
     def create():
-        return _flatten(nnx.state(model_class(config, rngs=nnx.Rngs(seed))))
+        parts = _flatten(nnx.state(model_class(config, rngs=nnx.Rngs(seed))))
+        return tuple({path: array for path, array in part.items() if only is None or path in only} for part in parts)
 
     return create()
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
-from sousa_jax.models.layers import Outputs, batch_normalize, depthwise_conv, normalize, pointwise_conv
+from sousa_jax.models.layers import Norm, Outputs, depthwise_conv, pointwise_conv
 
 # kernel, expanded channels, output channels, squeeze-excitation, activation, stride: at width 1.
 # Strides of 2 are replaced by `EfficientATConfig.strides`, in order.
@@ -35,6 +35,7 @@ BLOCKS = (
     (5, 960, 160, True, "hard_swish", 1),
     (5, 960, 160, True, "hard_swish", 1),
 )
+EPSILON = 1e-3  # of batch norm, officially
 _AGGREGATIONS = {"max": jnp.max, "avg": jnp.mean, "add": jnp.sum, "min": jnp.min}
 HEADS = ("mlp", "fully_convolutional", "multihead_attention_pooling")
 
@@ -110,6 +111,10 @@ class EfficientATConfig:
             raise InputError(f"unknown EfficientAT variant {name!r}; nearest: {nearest(name, PRESETS)}")
         return cls(**{**PRESETS[name], **changes})
 
+    def for_window(self, window_s: float, length: str) -> "EfficientATConfig":
+        """The same network on windows of `window_s` seconds. It is convolutional: both of `LENGTHS` are the same."""
+        return dataclasses.replace(self, frontend=dataclasses.replace(self.frontend, window_s=window_s))
+
     def channels(self, at_width_one: int) -> int:
         """Channels at this width: a multiple of 8, at least 8, never below 90 % of the exact product."""
         return _divisible_by_8(at_width_one * self.width)
@@ -124,32 +129,12 @@ def _kaiming_fan_out(rngs: nnx.Rngs, shape: tuple[int, ...], fan_out: int) -> nn
     return nnx.Param(jax.random.normal(rngs.params(), shape) * (2.0 / fan_out) ** 0.5)
 
 
-class Norm(nnx.Module):
-    """Batch norm with the official epsilon 1e-3 (PyTorch's momentum 0.01 is 0.99 here), and the activation
-    after it. Statistics are float32 whatever the input; the output keeps the input's dtype."""
-
-    def __init__(self, channels: int, activation: str, *, momentum: float, epsilon: float = 1e-3):
-        self.scale, self.bias = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
-        self.mean, self.var = nnx.BatchStat(jnp.zeros(channels)), nnx.BatchStat(jnp.ones(channels))
-        self.activation, self.epsilon, self.momentum = activation, epsilon, momentum
-
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        scale, bias = self.scale[...], self.bias[...]
-        if not train:
-            return normalize(x, self.mean[...], self.var[...], scale, bias, self.activation, self.epsilon)
-        y, mean, var = batch_normalize(x, scale, bias, self.activation, self.epsilon)
-        count = x.size // x.shape[-1]
-        for running, new in ((self.mean, mean), (self.var, var * (count / max(count - 1, 1)))):  # as PyTorch: unbiased
-            running[...] = self.momentum * running[...] + (1.0 - self.momentum) * new
-        return y
-
-
 class InputConv(nnx.Module):
     """The 3 × 3 convolution of stride 2 on the single-channel spectrogram, as nine slices and one product."""
 
     def __init__(self, out_channels: int, config: EfficientATConfig, *, rngs: nnx.Rngs):
         self.kernel = _kaiming_fan_out(rngs, (3, 3, out_channels), fan_out=9 * out_channels)
-        self.norm = Norm(out_channels, "hard_swish", momentum=config.norm_momentum)
+        self.norm = Norm(out_channels, "hard_swish", momentum=config.norm_momentum, epsilon=EPSILON)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         height, width = (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2
@@ -164,7 +149,7 @@ class Pointwise(nnx.Module):
 
     def __init__(self, in_channels, out_channels, activation, config: EfficientATConfig, *, rngs: nnx.Rngs):
         self.kernel = _kaiming_fan_out(rngs, (in_channels, out_channels), fan_out=out_channels)
-        self.norm = Norm(out_channels, activation, momentum=config.norm_momentum)
+        self.norm = Norm(out_channels, activation, momentum=config.norm_momentum, epsilon=EPSILON)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         return self.norm(pointwise_conv(x, self.kernel[...].astype(x.dtype)), train)
@@ -177,7 +162,7 @@ class Depthwise(nnx.Module):
         shape = (kernel_size, kernel_size, channels)
         fan_out = kernel_size**2 * (1 if config.grouped_init else channels)
         self.kernel = _kaiming_fan_out(rngs, shape, fan_out)
-        self.norm = Norm(channels, activation, momentum=config.norm_momentum)
+        self.norm = Norm(channels, activation, momentum=config.norm_momentum, epsilon=EPSILON)
         self.stride = stride
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -328,4 +313,5 @@ class EfficientAT(nnx.Module):
         """
         x = self.stages(features, train=train)[-1]
         embedding = x.mean((1, 2), dtype=jnp.float32)
-        return Outputs(self.head(x, embedding, train, rng).astype(jnp.float32), embedding)
+        frames = x.mean(1, dtype=jnp.float32)  # (B, T / 32, C)
+        return Outputs(self.head(x, embedding, train, rng).astype(jnp.float32), embedding, frames)

@@ -8,7 +8,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
+
+# How a window shorter than the released one meets a network. `fill`: the network sees exactly the window, or the
+# window over and over, never stretched in time nor padded; a rhythm stays what it was. `official`: as the released
+# code does it, for numbers that compare with its own. A config's `for_window(window_s, length)` takes one of them.
+LENGTHS = ("fill", "official")
 
 
 class Outputs(NamedTuple):
@@ -16,10 +22,12 @@ class Outputs(NamedTuple):
 
     logits: `(batch, num_classes)` float32, before any softmax or sigmoid.
     embedding: `(batch, width)` float32, the pooled features that the classifier reads.
+    frames: `(batch, steps, width)` float32, features over time before pooling, mel bands averaged.
     """
 
     logits: jax.Array
     embedding: jax.Array
+    frames: jax.Array
 
 
 # ------------------------------------------------------------------------------------------- batch norm and activation
@@ -84,6 +92,26 @@ def _batch_normalize_backward(activation, epsilon, saved, grads):
 
 
 batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
+
+
+class Norm(nnx.Module):
+    """Batch norm over the last axis, and the activation after it. `momentum` is how much of the running statistics
+    stays (PyTorch's 0.01 is 0.99 here). Statistics are float32 whatever the input; the output keeps its dtype."""
+
+    def __init__(self, channels: int, activation: str, *, momentum: float, epsilon: float):
+        self.scale, self.bias = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
+        self.mean, self.var = nnx.BatchStat(jnp.zeros(channels)), nnx.BatchStat(jnp.ones(channels))
+        self.activation, self.epsilon, self.momentum = activation, epsilon, momentum
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        scale, bias = self.scale[...], self.bias[...]
+        if not train:
+            return normalize(x, self.mean[...], self.var[...], scale, bias, self.activation, self.epsilon)
+        y, mean, var = batch_normalize(x, scale, bias, self.activation, self.epsilon)
+        count = x.size // x.shape[-1]
+        for running, new in ((self.mean, mean), (self.var, var * (count / max(count - 1, 1)))):  # as PyTorch: unbiased
+            running[...] = self.momentum * running[...] + (1.0 - self.momentum) * new
+        return y
 
 
 # ---------------------------------------------------------------------------------------------- pointwise convolution

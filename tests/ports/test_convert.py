@@ -1,19 +1,17 @@
 """`python -m ports.convert`: what it writes, what it refuses, and that it leaves nothing behind."""
 
-import importlib.resources
 import json
 import pathlib
 import re
 import subprocess
 import sys
-import tomllib
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
 
-from ports import checkpoints, convert, efficientat
+from ports import checkpoints, convert, efficientat, sources
 from ports.port import port
 from ports.rules import invert
 from sousa_jax import checkpoint
@@ -73,7 +71,7 @@ def test_the_files_own_number_of_classes_keeps_everything(official_state, save, 
     assert all(np.array_equal(back[key], state[key]) for key in back)
     # The official file name is known: its origin is recorded, and read back as plain JSON.
     stored = json.loads((out / "model.json").read_text())["provenance"]
-    assert stored["source"]["url"].endswith("/v0.0.1/mn01_as_mAP_298.pt")
+    assert stored["source"]["urls"][0].endswith("/v0.0.1/mn01_as_mAP_298.pt")
     assert stored["source"]["licence"] == "MIT"
     # The folder exists now, and is not overwritten.
     before = sorted(path.stat().st_mtime_ns for path in out.rglob("*"))
@@ -219,16 +217,12 @@ def test_other_file_names_say_nothing(file_name):
 
 
 def test_every_listed_source_agrees_with_its_file_name():
-    listed = tomllib.loads(importlib.resources.files("ports").joinpath("sources.toml").read_text())["efficientat"]
-    names = [file["name"] for file in listed["files"]]
-    assert len(names) == len(set(names))
-    assert {efficientat._variant_in(name) for name in names} == set(PRESETS)
-    for name in names:
-        source = convert.known_source("efficientat", name)
+    listed = sources.files("efficientat")
+    assert {efficientat._variant_in(name) for name in listed} == set(PRESETS)
+    for name, source in listed.items():
         assert source["variant"] == efficientat._variant_in(name)
-        assert source["url"] == f"https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/{name}"
+        assert source["urls"] == [f"https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/{name}"]
         assert source["reported_map"] == int(re.search(r"mAP_(\d+)", name)[1]) / 1000
-    assert convert.known_source("efficientat", "renamed.pt") is None
 
 
 def test_hop_comes_from_the_file_name_else_from_the_flag_else_it_is_assumed(official_state, save):

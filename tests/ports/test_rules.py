@@ -1,11 +1,13 @@
 """Rule tables: bijective, strict, and named as the official code names."""
 
 import functools
+import pathlib
 
 import numpy as np
 import pytest
 
 from ports import efficientat
+from ports.checkpoints import Checkpoint
 from ports.rules import CONV, DEPTHWISE, LINEAR, POINTWISE, Rule, Transform, apply, invert
 from sousa_jax import models
 from sousa_jax.errors import InputError
@@ -53,7 +55,7 @@ def test_round_trip_is_the_identity_and_the_config_comes_back(config):
     assert again.keys() == official.keys()
     assert all(np.array_equal(again[key], official[key]) for key in official)
     assert (report.n_ported, report.ignored, report.fresh) == (len(arrays), {}, {})
-    assert efficientat.infer_config(official, "renamed.pt").config == config
+    assert efficientat.infer(Checkpoint(pathlib.Path("renamed.pt"), "", official)).config == config
 
 
 @pytest.mark.parametrize("width", [0.1, 0.2, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0])
