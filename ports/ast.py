@@ -36,6 +36,8 @@ IGNORED = {
 # less than a float32 Fourier transform tells from zero. With the reference's values in the 2 % of bins that are e^-20
 # below the loudest of their frame, those patches agree to 5.9e-5.
 TOLERANCES = {"stored": 2e-4, "waveform": 5e-4, "frontend": 2e-3}
+# In bfloat16; measured 0.47. Random weights put a common offset on all clips, and its rounding counts here.
+TOLERANCE_BFLOAT16 = 0.7
 
 # A released variant's section of the golden files.
 _SECTIONS = {"ast": "original", "ast_hf": "hf"}

@@ -26,6 +26,8 @@ IGNORED = {_TABLE.format("*"): "the same tensor as layer 0's, which is ported: o
 # under 2e-5. The frontend's own output is off by up to 1.29e-3, in bins whose power lies 1e-10 to 1e-12 below the
 # loudest of the same frame: there the reference's float32 Fourier transform has few correct digits itself.
 TOLERANCES = {"stored": 2e-4, "waveform": 5e-4, "frontend": 1.5e-3}
+# In bfloat16; measured 0.14. Random weights put a common offset on all clips, and its rounding counts here.
+TOLERANCE_BFLOAT16 = 0.2
 
 
 # ----------------------------------------------------------------------------------------- names

@@ -17,7 +17,7 @@ from sousa_jax.errors import InputError
 #   IGNORED                                            keys of the file that are not used, with reasons
 #   section(reference, checkpoint, config)             the part of a golden file that it belongs to, and how exactly
 #   replays(config, reference, section)                the runs of that part (`golden.Replay`)
-#   TOLERANCES                                         of `ports.verify`, fractions of the spread
+#   TOLERANCES, TOLERANCE_BFLOAT16                     of `ports.verify`, fractions of the spread
 PORTS: dict[str, ModuleType] = {"efficientat": efficientat, "htsat": htsat, "beats": beats, "ast": ast}
 
 

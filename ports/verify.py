@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ports import golden, synthetic
@@ -26,6 +27,7 @@ from sousa_jax.frontends import spectrogram
 
 # How an error can arise: from the stored features or from the waveform through the network, or in the frontend.
 KINDS = ("stored", "waveform", "frontend")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +50,27 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, help="official file: .pt, .pth, .ckpt or .safetensors")
     parser.add_argument("--golden", required=True, help="reference activations (.npz)")
     parser.add_argument("--variant", help="as in mn10_hop_5, where neither shapes nor file name tell it")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="that the network computes in")
     for kind in KINDS:
         parser.add_argument(f"--tolerance_{kind}", type=float, help="fraction of the spread; default: the model's")
     args = parser.parse_args(argv)
     given = {kind: getattr(args, f"tolerance_{kind}") for kind in KINDS}
-    tolerances = {kind: PORTS[args.model].TOLERANCES[kind] if given[kind] is None else given[kind] for kind in KINDS}
+    ours = PORTS[args.model]
+    usual = ours.TOLERANCES | (dict.fromkeys(KINDS[:2], ours.TOLERANCE_BFLOAT16) if args.dtype == "bfloat16" else {})
+    tolerances = {kind: usual[kind] if given[kind] is None else given[kind] for kind in KINDS}
     with one_line_errors():
-        passed = verify(args.model, args.checkpoint, args.golden, tolerances, args.variant)
+        passed = verify(args.model, args.checkpoint, args.golden, tolerances, args.variant, args.dtype)
         sys.exit(0 if passed else 1)
 
 
-def verify(model: str, file: str, golden_file: str, tolerances: dict[str, float], variant: str | None = None) -> bool:
+def verify(
+    model: str,
+    file: str,
+    golden_file: str,
+    tolerances: dict[str, float],
+    variant: str | None = None,
+    dtype: str = "float32",
+) -> bool:
     """Prints the table and a closing line; whether every error is within tolerance."""
     ours, reference = PORTS[model], golden.read(golden_file, model)
     ported = port(model, file, variant=variant)
@@ -72,7 +84,7 @@ def verify(model: str, file: str, golden_file: str, tolerances: dict[str, float]
     print(f"{'tensor':28s}{'spread':>11s}{'stored':>11s}{'waveform':>11s}{'stored':>13s}{'waveform':>11s}")
     rows = []
     with jax.default_matmul_precision("highest"):
-        for row in replay(ours, ported, reference, section):
+        for row in replay(ours, ported, reference, section, dtype):
             rows.append(row)
             kinds = ("stored", "frontend" if "frontend" in row.errors else "waveform")
             errors = [row.errors.get(kind) for kind in kinds] + [row.fraction(kind) for kind in kinds]
@@ -81,7 +93,9 @@ def verify(model: str, file: str, golden_file: str, tolerances: dict[str, float]
     return _closing_line(rows, tolerances)
 
 
-def replay(ours: ModuleType, ported: Ported, reference: golden.Golden, section: str) -> Iterator[Row]:
+def replay(
+    ours: ModuleType, ported: Ported, reference: golden.Golden, section: str, dtype: str = "float32"
+) -> Iterator[Row]:
     """One row a stored tensor: the frontend first, then what the network makes of it, run by run."""
     spec = ported.config.frontend
     if reference.sample_rate != spec.sample_rate:
@@ -98,7 +112,9 @@ def replay(ours: ModuleType, ported: Ported, reference: golden.Golden, section: 
         if not run.outputs:
             continue
         inputs = {"waveform": features} if run.features is None else {"stored": run.features, "waveform": features}
-        given = {kind: run.network(ported.params, ported.stats, value) for kind, value in inputs.items()}
+        given = {
+            kind: run.network(ported.params, ported.stats, jnp.asarray(value, dtype)) for kind, value in inputs.items()
+        }
         if unknown := sorted(run.outputs.keys() - given["waveform"].keys()):
             raise InputError(f"{reference.path} holds {', '.join(unknown)}, which {ours.__name__} does not give")
         for name, tensor in run.outputs.items():

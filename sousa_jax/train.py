@@ -158,14 +158,15 @@ def _model_config(config: ConfigDict) -> Any:
     settings = config.model
     if settings.length not in LENGTHS:
         raise InputError(f"config.model.length={settings.length!r} is unknown, expected one of {LENGTHS}")
-    made = models.make_config(settings.name, settings.variant, num_classes=NUM_CLASSES, **settings.settings)
-    made = made.for_window(settings.window_s, settings.length)
-    changes = {}
+    released = models.make_config(settings.name, settings.variant).frontend
+    changes = {"window_s": settings.window_s}
     if settings.hop_ms:
-        changes["hop_length"] = settings.hop_ms * made.frontend.sample_rate // 1000
+        changes["hop_length"] = settings.hop_ms * released.sample_rate // 1000
     if settings.n_mels:
         changes["n_mels"] = settings.n_mels
-    return dataclasses.replace(made, frontend=dataclasses.replace(made.frontend, **changes))
+    frontend = dataclasses.replace(released, **changes)
+    fields = {"num_classes": NUM_CLASSES, "frontend": frontend, **settings.settings}
+    return models.make_config(settings.name, settings.variant, **fields).for_window(settings.window_s, settings.length)
 
 
 def _initial_arrays(config: ConfigDict, model_config: Any) -> tuple[models.Arrays, models.Arrays]:

@@ -31,6 +31,14 @@ def tiny_config(**changes):
     return config
 
 
+# Small relatives of the released networks, as a config can ask for them.
+SMALL = {
+    "htsat": dict(spec_size=64, embed_dim=8, depths=(1, 1), heads=(1, 2), window_size=4, drop_path=0.1),
+    "beats": dict(patch_features=16, features=32, hidden_features=64, n_layers=2, n_heads=2, conv_kernel=8),
+    "ast": dict(width=32, depth=2, n_heads=2, mlp_width=64, dropout=0.1),
+}
+
+
 def last_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint, by path."""
     import orbax.checkpoint as ocp
@@ -214,8 +222,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, mo
     assert last_state(tmp_path / "run")["at"] == 3
 
 
-@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
-def test_a_step_lowers_the_loss_and_counts(compute_dtype):
+def small_config(name, **changes):
+    """`tiny_config` with a small relative of a network."""
+    config = tiny_config(**changes)
+    if name != "efficientat":
+        config.model.update(name=name, variant=name, n_mels=16 if name == "htsat" else 0)
+        config.model.settings = SMALL[name]
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "compute_dtype"), [*((name, "float32") for name in models.MODEL_NAMES), ("efficientat", "bfloat16")]
+)
+def test_a_step_lowers_the_loss_and_counts(name, compute_dtype):
     """Twenty steps on one batch: the loss falls, the step number rises, statistics move, parameters stay float32."""
     import jax.numpy as jnp
 
@@ -223,21 +242,22 @@ def test_a_step_lowers_the_loss_and_counts(compute_dtype):
     from sousa_jax.step import TrainState, make_train_step
 
     settings = {"accumulate": 1, "learning_rate": 3e-3, "label_smoothing": 0.0, "compute_dtype": compute_dtype}
-    config = tiny_config(train=settings)
+    config = small_config(name, train=settings)
     config.augment.update({"mixup_alpha": 0.0, "freq_masks": 0, "time_masks": 0, "tempo_stretch": 0.0, "gain_db": 0.0})
     model_config = train._model_config(config)
     optimizer = make_optimizer(config, 30)
-    state = TrainState.create(*models.init("efficientat", model_config), optimizer)
+    state = TrainState.create(*models.init(name, model_config), optimizer)
     stats_before = jax.device_get(state.stats)
-    step = make_train_step("efficientat", model_config, optimizer, config)
-    batch = {"waveform": jax.random.normal(jax.random.key(0), (8, 16_000)) * 0.1, "label": jnp.arange(8)}
+    step = make_train_step(name, model_config, optimizer, config)
+    n_samples = model_config.frontend.window_samples
+    batch = {"waveform": jax.random.normal(jax.random.key(0), (8, n_samples)) * 0.1, "label": jnp.arange(8)}
     losses = []
     for _ in range(20):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     assert int(state.step) == 20
     assert losses[-1] < 0.8 * losses[0]
-    assert not np.array_equal(stats_before["stem.norm.mean"], state.stats["stem.norm.mean"])
+    assert all(not np.array_equal(before, state.stats[path]) for path, before in stats_before.items())
     assert {p.dtype for p in state.params.values()} == {np.dtype("float32")}
 
 
@@ -253,3 +273,33 @@ def test_weight_decay_leaves_biases_and_norms_alone():
         updates, state = optimizer.update(zeros, state, params)
     assert (np.asarray(updates["kernel"]) < 0).all()
     assert (np.asarray(updates["norm.scale"]) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "expected"),
+    [
+        ("ast", "fill", {"target_frames": 0}),
+        ("ast", "official", {"target_frames": 1024}),
+        ("htsat", "fill", "fill"),
+        ("htsat", "official", "stretch"),
+        ("beats", "fill", {}),
+        ("efficientat", "official", {}),
+    ],
+)
+def test_how_a_window_meets_the_network(name, length, expected):
+    config = efficientat_scratch.get_config()
+    config.model.update({"name": name, "variant": "mn10" if name == "efficientat" else name, "length": length})
+    config.model.settings = {"dropout": 0.1}
+    made = train._model_config(config)
+    assert (made.frontend.window_s, made.num_classes, made.dropout) == (5.0, 40, 0.1)
+    if isinstance(expected, str):
+        assert made.length == expected
+    else:
+        assert expected.items() <= vars(made.frontend).items()
+
+
+def test_an_unknown_length_policy_is_refused():
+    config = efficientat_scratch.get_config()
+    config.model.length = "stretched"
+    with pytest.raises(InputError, match=r"config\.model\.length='stretched' is unknown, expected one of \('fill',"):
+        train._model_config(config)

@@ -29,6 +29,7 @@ from sousa_jax.models.transformer import (
     drop_path,
     dropout,
     layer_rng,
+    project,
     split_heads,
 )
 
@@ -157,8 +158,7 @@ class PatchEmbed(nnx.Module):
         x = jnp.stack(_members(x, 2, size, config.time_stride, columns), axis=-1)  # (B, M, columns, 16)
         x = jnp.concatenate(_members(x, 1, size, config.frequency_stride, rows), axis=-1)  # (B, rows, columns, 256)
         x = x.reshape(x.shape[0], rows * columns, size * size)
-        kernel = self.kernel[...].reshape(size * size, -1)
-        return x @ kernel.astype(x.dtype) + self.bias[...].astype(x.dtype)
+        return project(x, self.kernel[...].reshape(size * size, -1), self.bias[...])
 
 
 def _members(x: jax.Array, axis: int, size: int, stride: int, count: int) -> list[jax.Array]:

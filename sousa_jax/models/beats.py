@@ -22,7 +22,7 @@ from scipy.fft import next_fast_len
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
 from sousa_jax.models.layers import Outputs
-from sousa_jax.models.transformer import MLP, LayerNorm, Linear, dropout, gelu, layer_rng, split_heads
+from sousa_jax.models.transformer import MLP, LayerNorm, Linear, dropout, gelu, layer_rng, project, split_heads
 
 # One network in all released files, iterations 1 to 3+; they differ in their weights, and in having classes.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -154,7 +154,7 @@ class PatchEmbed(nnx.Module):
         batch, bands, steps = len(features), features.shape[1] // size, _steps(features.shape[2], size)
         patches = features[:, :, : steps * size].reshape(batch, bands, size, steps, size)
         patches = patches.transpose(0, 3, 1, 4, 2).reshape(batch, steps * bands, size * size)
-        return patches @ self.kernel[...].reshape(size * size, -1).astype(features.dtype)
+        return project(patches, self.kernel[...].reshape(size * size, -1))
 
 
 def reduce_padding(padding: jax.Array, count: int) -> jax.Array:

@@ -26,6 +26,7 @@ from sousa_jax.models.transformer import (
     drop_path,
     dropout,
     layer_rng,
+    project,
     split_heads,
 )
 
@@ -239,8 +240,7 @@ class PatchEmbed(nnx.Module):
         batch, size, _ = image.shape
         x = image.reshape(batch, size // patch, patch, size // patch, patch).swapaxes(2, 3)
         x = x.reshape(batch, size // patch, size // patch, patch**2)
-        kernel = self.kernel[...].reshape(patch**2, features)
-        return self.norm(x @ kernel.astype(x.dtype) + self.bias[...].astype(x.dtype))  # (B, H, W, C)
+        return self.norm(project(x, self.kernel[...].reshape(patch**2, features), self.bias[...]))  # (B, H, W, C)
 
 
 @functools.cache

@@ -97,6 +97,32 @@ def test_official_state_dicts_are_used_up(official_state, section, width):
     assert report.n_values == sum(state[key].size for key in state.keys() - counters)
 
 
+# A fused projection of two inputs and six outputs: our three kernels have two outputs each.
+FUSED = [Rule("qkv", name, LINEAR, part=(i, 3)) for i, name in enumerate(("query", "key", "value"))]
+
+
+def test_parts_of_one_source():
+    source = np.arange(12, dtype=np.float32).reshape(6, 2)
+    expected = {name: np.zeros((2, 2)) for name in ("query", "key", "value")}
+    arrays, report = apply(FUSED, {"qkv": source}, expected, ignored={}, fresh={})
+    np.testing.assert_array_equal(arrays["key"], source[2:4].T)
+    assert report.n_values == 12
+    shuffled = [FUSED[2], FUSED[0], FUSED[1]]
+    np.testing.assert_array_equal(invert(shuffled, arrays)["qkv"], source)
+    with pytest.raises(InputError, match=r"1 unlike the model's: qkv has shape \(2, 2\), expected \(6, 2\)$"):
+        apply(FUSED, {"qkv": source[:2]}, expected, ignored={}, fresh={})
+
+
+@pytest.mark.parametrize(
+    "table",
+    [FUSED[:2], [*FUSED[:2], Rule("qkv", "value", LINEAR, part=(1, 3))], [*FUSED[:2], Rule("qkv", "value", LINEAR)]],
+    ids=["a part is missing", "a part is there twice", "parts and the whole"],
+)
+def test_parts_must_make_up_the_whole(table):
+    with pytest.raises(ValueError, match="not bijective"):
+        apply(table, {}, {name: np.zeros((2, 2)) for name in ("query", "key", "value")}, ignored={}, fresh={})
+
+
 @pytest.fixture
 def spoilt():
     """A config and a fitting official state dict to spoil."""

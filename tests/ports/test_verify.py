@@ -60,6 +60,21 @@ def test_tolerances_can_be_set(official_file, short_golden, verified):
         assert "(allowed 1e-09)" in out
 
 
+def test_bfloat16_has_its_own_bound(official_file, short_golden, verified):
+    code, out, _ = verified(official_file("mn01_as"), short_golden, "--dtype=bfloat16")
+    assert code == 0, out
+    assert "(allowed 2e+00)" in out
+    code, out, _ = verified(
+        official_file("mn01_as"),
+        short_golden,
+        "--dtype=bfloat16",
+        "--tolerance_stored=2e-4",
+        "--tolerance_waveform=2e-3",
+    )
+    assert code == 1
+    assert re.search(r"FAILED: .* from stored \S+e[-+]0[01]", out)
+
+
 @pytest.mark.parametrize(
     "key",
     [
