@@ -67,7 +67,7 @@ def training_step(batch_size: int) -> Callable[[], Any]:
     }
 
     def run() -> Any:
-        state[0], metrics = step(state[0], batch)
+        state[0], metrics = step(state[0], {}, batch)
         return metrics
 
     return run

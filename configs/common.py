@@ -1,5 +1,7 @@
 """The one place where settings have their defaults. Every config starts from `base()` and changes what differs.
 
+Twelve experiments, {htsat, beats, efficientat, ast} × {lora, full, scratch}, share one recipe.
+
 Any value can be set on the command line: `--config.train.learning_rate=3e-4`. Presets, after a colon:
 
     :smoke   built-in synthesizer, a small network, under two minutes on two CPU cores
@@ -12,6 +14,31 @@ from ml_collections import ConfigDict
 from sousa_jax.errors import InputError
 
 PRESETS = ("smoke", "small", "full")
+VARIANTS = {"htsat": "htsat", "beats": "beats", "efficientat": "mn10", "ast": "ast"}
+LEARNING_RATES = {"lora": 1e-4, "full": 1e-5, "scratch": 5e-5}  # peaks
+
+# Small relatives of the released networks, for `:smoke`.
+SMOKE = {
+    "htsat": dict(spec_size=64, embed_dim=16, depths=(2, 2), heads=(2, 4), window_size=4),
+    "beats": dict(patch_features=32, features=64, hidden_features=128, n_layers=2, n_heads=2, conv_kernel=16),
+    "efficientat": dict(norm_momentum=0.9, grouped_init=True),
+    "ast": dict(width=64, depth=2, n_heads=2, mlp_width=128),
+}
+
+
+def experiment(model: str, strategy: str, preset: str = "") -> ConfigDict:
+    """One of the twelve, with a preset or none."""
+    config = base(model, VARIANTS[model], strategy)
+    if preset == "smoke":
+        smoke(config)
+    elif preset == "full":
+        config.data.path = "zkeown/sousa"
+        config.data.by_performance = True
+    elif preset == "small":
+        config.train.epochs = 10
+    elif preset:
+        raise unknown_preset(preset)
+    return config
 
 
 def base(model: str, variant: str, strategy: str) -> ConfigDict:
@@ -20,6 +47,7 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.seed = 42
     config.strategy = strategy
     config.init_from = ""  # a folder that ports.convert wrote, or a run's folder; empty: random weights
+    config.allow_random_init = False  # strategies lora, full and head refuse random weights otherwise
 
     config.model = ConfigDict()
     config.model.name = model
@@ -31,6 +59,8 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.model.hop_ms = 0  # between spectrogram frames; 0: as the variant was released
     config.model.n_mels = 0  # mel bands; 0: as the variant was released
     config.model.settings = ConfigDict({"dropout": 0.1})  # fields of the model's own config
+    if model == "efficientat":
+        config.model.settings.update(norm_momentum=0.99, grouped_init=False)
 
     config.data = ConfigDict()
     config.data.path = "synth"  # `synth`, a folder, or a Hub id
@@ -55,15 +85,29 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.train.epochs = 50
     config.train.batch_size = 16
     config.train.accumulate = 2  # batches whose gradients are averaged before an update
-    config.train.learning_rate = 5e-5  # peak
+    config.train.learning_rate = LEARNING_RATES[strategy]  # peak
     config.train.warmup_fraction = 0.1  # of all updates, linear; then cosine to zero
     config.train.weight_decay = 0.01  # AdamW; not on biases and norms
     config.train.gradient_norm = 1.0  # clipped to this
     config.train.label_smoothing = 0.1
+    # strategy full: the head learns from the start, the upper half of the blocks and then everything after these
+    # fractions of all updates; each layer below the head learns this much slower than the one above.
+    config.train.unfreeze = (0.0, 0.0)
+    config.train.layer_decay = 1.0
+    config.train.head = r"head\..*"  # paths that lora and head train beside adapters, a regular expression
     config.train.patience = 10  # epochs without a better validation score until the run stops
     config.train.compute_dtype = "float32"  # or bfloat16; parameters and statistics stay float32
     config.train.checkpoint_every_steps = 200  # besides the end of each epoch
     config.train.log_every_steps = 20
+
+    config.lora = ConfigDict()  # strategy lora: adapters beside the frozen kernels of these layers
+    config.lora.targets = r".*\.(attention\.(query|key|value|output)|mlp\.(hidden|output))"
+    config.lora.rank = 2
+    config.lora.alpha = 4.0  # adapters count alpha / rank
+    config.lora.dropout = 0.1
+    if model == "efficientat":  # it has neither, but pointwise convolutions; of its head only the class layer is new
+        config.lora.targets = r"blocks\.\d+\.(expand|project)"
+        config.train.head = r"head\.output\..*"
 
     config.augment = ConfigDict()  # on the device, inside the step
     config.augment.tempo_stretch = 0.1  # up to ± this, pitch unchanged
@@ -86,12 +130,19 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
 
 
 def smoke(config: ConfigDict) -> None:
-    """Shrinks any experiment so that the whole path runs in under two minutes on two CPU cores."""
+    """Shrinks any experiment so that the whole path runs in under two minutes on two CPU cores, from random weights."""
     config.data.path = "synth"
     config.data.synth.clips = (320, 80, 80)
     config.model.window_s = 2.5
+    config.model.settings.update(SMOKE[config.model.name])
+    if config.model.name == "efficientat":
+        config.model.variant = "mn01"
+    elif config.model.name == "htsat":
+        config.model.n_mels = 16
+    config.allow_random_init = True
     config.train.epochs = 2
     config.train.accumulate = 1
+    config.train.learning_rate = 3e-3
     config.tracking.wandb = "disabled"
 
 

@@ -18,14 +18,8 @@ from configs import common
 
 
 def get_config(preset: str = "") -> ConfigDict:
-    config = common.base(model="efficientat", variant="mn10", strategy="scratch")
-    config.model.settings.update({"norm_momentum": 0.99, "grouped_init": False})
-    if preset == "smoke":
-        common.smoke(config)
-        config.model.variant = "mn01"
-        config.model.settings.update({"norm_momentum": 0.9, "grouped_init": True})
-        config.train.learning_rate = 3e-3
-    elif preset == "small":
+    config = common.experiment("efficientat", "scratch", preset)
+    if preset == "small":
         # Tuned for minutes on a CPU: half the mel bands, which rhythm does not need, buy twice the epochs.
         config.model.variant = "mn04"
         config.model.n_mels = 64
@@ -38,9 +32,4 @@ def get_config(preset: str = "") -> ConfigDict:
         config.augment.freq_masks = 1
         config.augment.freq_mask_bins = 8
         config.augment.time_masks = 0  # they would hide strokes
-    elif preset == "full":
-        config.data.path = "zkeown/sousa"
-        config.data.by_performance = True
-    elif preset:
-        raise common.unknown_preset(preset)
     return config

@@ -37,7 +37,7 @@ def rules(config: BEATsConfig) -> list[Rule]:
     """The rule table of a network."""
     table = [
         Rule("patch_embedding.weight", "patch_embed.kernel", CONV_ONE_INPUT),
-        *_norm("layer_norm", "norm"),
+        *_norm("layer_norm", "patch_norm"),
         *_linear("post_extract_proj", "proj"),
         Rule("encoder.pos_conv.0.weight_g", "pos_conv.g", Transform("11K->K")),
         Rule("encoder.pos_conv.0.weight_v", "pos_conv.v", Transform("OIK->KIO")),

@@ -3,6 +3,9 @@
 A **model folder** (what `ports.convert` writes) holds `model.json` (architecture, frontend, provenance)
 and `arrays/`. A **run folder** holds the same `model.json` beside `checkpoints/best` and
 `checkpoints/last`. `load_model` reads either. Everything is written under a temporary name and renamed.
+
+The checkpoints of a run that trains only adapters or a head hold only those; `load_model` takes the rest from the model
+that the run began from, and folds the adapters in.
 """
 
 import dataclasses
@@ -16,8 +19,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from sousa_jax import models
+from sousa_jax import lora, models, strategies
 from sousa_jax.errors import InputError
+from sousa_jax.lora import LoRA
 
 ARRAYS, MODEL_JSON, CHECKPOINTS = "arrays", "model.json", "checkpoints"
 
@@ -69,9 +73,36 @@ def load_model(folder: str | os.PathLike) -> Model:
         raise InputError(f"{folder} holds no {MODEL_JSON}; expected a run's folder or one that ports.convert wrote")
     stored = json.loads((folder / MODEL_JSON).read_text("utf-8"))
     name, config = models.config_from_json(stored)
-    params, stats = models.abstract(name, config)
+    partly = stored.get("partly")
+    adapters = LoRA(**partly["adapters"]) if partly and partly["adapters"] else None
+    params, stats = models.abstract(name, config, adapters=adapters)
+    if partly:
+        params, _ = strategies.split(partly["strategy"], partly["head"], params)
     arrays = _restore(_arrays_folder(folder), {"params": params, "stats": stats})
+    if partly:
+        frozen = _frozen(folder, name, config, partly)
+        arrays["params"] = {**frozen, **arrays["params"]}
+    if adapters:
+        arrays["params"] = lora.merge(arrays["params"], adapters)
     return Model(name, config, arrays["params"], arrays["stats"], stored.get("provenance", {}))
+
+
+def partly_trained(strategy: str, head: str, adapters: LoRA | None, init_from: str, seed: int) -> dict[str, Any]:
+    """What `model.json` says of a run whose checkpoints hold only what was trained, and where the rest is."""
+    base = str(pathlib.Path(init_from).absolute()) if init_from else ""
+    settings = dataclasses.asdict(adapters) if adapters else None
+    return {"strategy": strategy, "head": head, "adapters": settings, "base": base, "seed": seed}
+
+
+def _frozen(folder: pathlib.Path, name: str, config: Any, partly: dict[str, Any]) -> models.Arrays:
+    """The parameters that a run did not train: those of the model that it began from."""
+    if not partly["base"]:
+        return models.init(name, config, partly["seed"])[0]
+    try:
+        base = load_model(partly["base"])
+    except InputError as error:
+        raise InputError(f"{folder} holds only what was trained, the rest is missing: {error}") from error
+    return base.params
 
 
 def _arrays_folder(folder: pathlib.Path) -> pathlib.Path:

@@ -8,14 +8,19 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from sousa_jax import augment, models
+from sousa_jax import augment, lora, models
 from sousa_jax.frontends import FrontendSpec, spectrogram
+from sousa_jax.lora import LoRA
 
 Batch = dict[str, jax.Array]
 
+# Apart from the numbers of layers, by which networks derive keys from the same one.
+LORA_PLACE = 1_000
+
 
 class TrainState(NamedTuple):
-    """All that changes in training. The step number is also what every random draw is derived from."""
+    """All that changes in training: `params` are those that are trained. The step number is also what every random
+    draw is derived from."""
 
     step: jax.Array
     params: models.Arrays
@@ -51,23 +56,30 @@ def features_and_targets(
 
 
 def make_train_step(
-    model_name: str, model_config: Any, optimizer: optax.GradientTransformation, config: ConfigDict
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """`train_step(state, batch) -> (state, metrics)`, jitted; the given state is donated."""
-    apply = models.apply_fn(model_name, model_config)
+    model_name: str,
+    model_config: Any,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    adapters: LoRA | None = None,
+) -> Callable[[TrainState, models.Arrays, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """`train_step(state, frozen, batch) -> (state, metrics)`, jitted; the given state is donated. `frozen` are the
+    parameters that are not trained; gradients and moments exist for the others alone."""
+    apply = models.apply_fn(model_name, model_config, adapters=adapters)
     spec = model_config.frontend
     seed = config.seed
 
-    def loss_fn(params, stats, batch, rng):
+    def loss_fn(params, frozen, stats, batch, rng):
         features_rng, dropout_rng = jax.random.split(rng)
+        if adapters is not None and adapters.dropout:
+            params = lora.drop_features(jax.random.fold_in(dropout_rng, LORA_PLACE), params, adapters.dropout)
         x, targets = features_and_targets(features_rng, batch, model_config.num_classes, spec, config)
         x = x.astype(config.train.compute_dtype)
-        outputs, stats = apply(params, stats, x, train=True, rng=dropout_rng)
+        outputs, stats = apply({**frozen, **params}, stats, x, train=True, rng=dropout_rng)
         return optax.softmax_cross_entropy(outputs.logits, targets).mean(), stats
 
-    def train_step(state: TrainState, batch: Batch):
+    def train_step(state: TrainState, frozen: models.Arrays, batch: Batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.stats, batch, rng)
+        (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, frozen, state.stats, batch, rng)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
@@ -77,10 +89,10 @@ def make_train_step(
 
 
 def make_eval_step(
-    model_name: str, model_config: Any, compute_dtype: str = "float32"
+    model_name: str, model_config: Any, compute_dtype: str = "float32", adapters: LoRA | None = None
 ) -> Callable[[models.Arrays, models.Arrays, jax.Array], jax.Array]:
     """`eval_step(params, stats, waveform) -> logits`, jitted: `(B, n_samples)` to `(B, num_classes)` float32."""
-    apply = models.apply_fn(model_name, model_config)
+    apply = models.apply_fn(model_name, model_config, adapters=adapters)
 
     @jax.jit
     def eval_step(params, stats, waveform):

@@ -13,12 +13,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from sousa_jax import checkpoint, metrics, models
+from sousa_jax import checkpoint, lora, metrics, models, strategies
 from sousa_jax.data import open_split, rows_from_clips, train_batches
 from sousa_jax.data.pipeline import BadClips
 from sousa_jax.errors import InputError
 from sousa_jax.evaluate import evaluate_split, known_table, predict, report_line
 from sousa_jax.logging import Progress, RunLog, environment, logger
+from sousa_jax.lora import LoRA, is_adapter
 from sousa_jax.models.layers import LENGTHS
 from sousa_jax.optim import learning_rate, make_optimizer
 from sousa_jax.rudiments import NUM_CLASSES
@@ -42,17 +43,19 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
         for split in ("train", "validation", "test")
     )
     bad, validation_bad = (BadClips(c, config.data.max_bad_fraction) for c in (train_clips, validation_clips))
-    params, stats = _initial_arrays(config, model_config)
+    adapters = strategies.adapters(config)
+    params, stats = _initial_arrays(config, model_config, adapters)
+    trained, frozen = strategies.split(config.strategy, config.train.head, params)
     n_per_epoch = _rows_per_epoch(train_clips, config)
     steps_per_epoch = math.ceil(n_per_epoch / rows_from_clips(config.data, config.train.batch_size))
     total_steps = config.train.epochs * steps_per_epoch
     n_updates = total_steps // config.train.accumulate
-    optimizer = make_optimizer(config, n_updates)
+    optimizer = make_optimizer(config, n_updates, strategies.paces(config, trained, n_updates))
     schedule = learning_rate(config, n_updates)
-    state = TrainState.create(params, stats, optimizer)
+    state = TrainState.create(trained, stats, optimizer)
 
-    train_step = make_train_step(config.model.name, model_config, optimizer, config)
-    eval_step = make_eval_step(config.model.name, model_config, config.train.compute_dtype)
+    train_step = make_train_step(config.model.name, model_config, optimizer, config, adapters)
+    eval_step = make_eval_step(config.model.name, model_config, config.train.compute_dtype, adapters)
     data_sharding, replicated = _shardings()
 
     _record(workdir, config, model_config, (train_clips, validation_clips, test_clips))
@@ -61,8 +64,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
         stop = stack.enter_context(_StopSignal())
         checkpoints = checkpoint.RunCheckpoints(workdir)
         stack.callback(checkpoints.close)
-        n_params = sum(p.size for p in params.values())
-        logger.info("%s: %s %s, %d parameters", workdir, config.model.name, config.model.variant, n_params)
+        logger.info("%s: %s %s, %s", workdir, config.model.name, config.model.variant, _counts(trained, frozen))
         logger.info("%d training clips, %d steps an epoch", n_per_epoch, steps_per_epoch)
 
         # -------------------------------------------------------------------------------------------------- resume
@@ -72,7 +74,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
             state, progress = restored
             logger.info("resumed at step %d of %d", state.step, total_steps)
         step = int(state.step)
-        state = jax.device_put(state, replicated)
+        state, frozen = jax.device_put((state, frozen), replicated)
 
         # -------------------------------------------------------------------------------------------------- train
         batches = stack.enter_context(
@@ -93,7 +95,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
         while step < total_steps and not progress["finished"]:
             batch, position = next(batches)
             arrays = {"waveform": batch["waveform"], "label": batch["label"]}
-            state, step_metrics = train_step(state, jax.device_put(arrays, data_sharding))
+            state, step_metrics = train_step(state, frozen, jax.device_put(arrays, data_sharding))
             step += 1
             progress["position"] = position
             recent.append(step_metrics["loss"])
@@ -111,7 +113,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
 
             if step % steps_per_epoch == 0:
                 _refuse_if_not_finite(float(step_metrics["loss"]), step, checkpoints)
-                score = _validate(eval_step, state, validation_clips, spec, config, validation_bad)
+                score = _validate(
+                    eval_step, {**frozen, **state.params}, state.stats, validation_clips, spec, config, validation_bad
+                )
                 epoch = step // steps_per_epoch
                 log.scalars(step, {f"validation/{name}": value for name, value in score.items()})
                 logger.info(
@@ -143,7 +147,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
             if line:
                 logger.warning(line)
         best = checkpoints.restore_best({"params": state.params, "stats": state.stats})
-        model = checkpoint.Model(config.model.name, model_config, best["params"], best["stats"], {})
+        best_params = {**frozen, **best["params"]}
+        best_params = lora.merge(best_params, adapters) if adapters else best_params
+        model = checkpoint.Model(config.model.name, model_config, best_params, best["stats"], {})
         summary = evaluate_split(model, config, "test", workdir / "results", known_table(train_clips))
         log.scalars(step, {"test/balanced_accuracy": summary["balanced_accuracy"]})
         logger.info("best validation score at step %d; %s", progress["best_step"], report_line(summary))
@@ -169,16 +175,40 @@ def _model_config(config: ConfigDict) -> Any:
     return models.make_config(settings.name, settings.variant, **fields).for_window(settings.window_s, settings.length)
 
 
-def _initial_arrays(config: ConfigDict, model_config: Any) -> tuple[models.Arrays, models.Arrays]:
-    """Random weights, or those of `config.init_from`, which must fit entirely."""
-    params, stats = models.init(config.model.name, model_config, config.seed)
+def _initial_arrays(
+    config: ConfigDict, model_config: Any, adapters: LoRA | None
+) -> tuple[models.Arrays, models.Arrays]:
+    """Random weights, or those of `config.init_from`, which must fit entirely; and fresh adapters."""
+    name, variant = config.model.name, config.model.variant
+    convert = f"python -m ports.convert --model={name} --checkpoint=OFFICIAL_FILE --out={config.init_from or 'DIR'}"
+    if not config.init_from and config.strategy in strategies.NEEDS_WEIGHTS and not config.allow_random_init:
+        raise InputError(
+            f"strategy {config.strategy!r} needs trained weights: give --config.init_from=DIR, which a run leaves or "
+            f"`{convert}` writes (--config.allow_random_init=True starts from random ones all the same)"
+        )
+    params, stats = models.init(name, model_config, config.seed, adapters=adapters)
     if config.init_from:
+        if not pathlib.Path(config.init_from).is_dir():
+            raise InputError(f"there is no folder {config.init_from}; `{convert}` writes one")
         given = checkpoint.load_model(config.init_from)
-        differences = checkpoint.tree_differences(given.params, params)
+        base = {path: array for path, array in params.items() if not is_adapter(path)}
+        differences = checkpoint.tree_differences(given.params, base)
         if differences:
-            raise InputError(f"{config.init_from} does not fit {config.model.variant}: {differences}")
-        params, stats = given.params, given.stats
+            raise InputError(f"{config.init_from} ({given.name}) does not fit {name} {variant}: {differences}")
+        params, stats = {**params, **given.params}, given.stats
     return params, stats
+
+
+def _counts(trained: models.Arrays, frozen: models.Arrays) -> str:
+    n_trained, n_frozen = (sum(p.size for p in part.values()) for part in (trained, frozen))
+    if not n_frozen:
+        return f"{n_trained:,} parameters"
+    n_adapters = sum(p.size for path, p in trained.items() if is_adapter(path))
+    share = n_adapters / (n_trained + n_frozen)
+    return (
+        f"{n_frozen:,} parameters frozen; trained are {n_adapters:,} in adapters ({share:.2%}) "
+        f"and {n_trained - n_adapters:,} in the head"
+    )
 
 
 def _rows_per_epoch(clips: Any, config: ConfigDict) -> int:
@@ -186,11 +216,11 @@ def _rows_per_epoch(clips: Any, config: ConfigDict) -> int:
     return clips.table["augmentation_group_id"].nunique() if by_performance else len(clips)
 
 
-def _validate(eval_step, state, clips, spec, config, bad) -> dict[str, float]:
+def _validate(eval_step, params, stats, clips, spec, config, bad) -> dict[str, float]:
     predictions = predict(
         eval_step,
-        state.params,
-        state.stats,
+        params,
+        stats,
         clips,
         spec,
         batch_size=config.eval.batch_size,
@@ -281,7 +311,11 @@ def _record(workdir: pathlib.Path, config: ConfigDict, model_config: Any, splits
             )
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(workdir / checkpoint.MODEL_JSON, models.config_to_json(config.model.name, model_config))
+    model = models.config_to_json(config.model.name, model_config)
+    if config.strategy in ("lora", "head"):
+        settings = (config.train.head, strategies.adapters(config), config.init_from, config.seed)
+        model["partly"] = checkpoint.partly_trained(config.strategy, *settings)
+    checkpoint.write_json(workdir / checkpoint.MODEL_JSON, model)
     record = {
         "config": _stored(config),
         "seed": config.seed,

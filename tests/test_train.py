@@ -10,16 +10,16 @@ import jax
 import numpy as np
 import pytest
 
-from configs import efficientat_scratch
+from configs import common
 from sousa_jax import checkpoint, evaluate, models, train
 from sousa_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def tiny_config(**changes):
+def tiny_config(name="efficientat", strategy="scratch", **changes):
     """Two epochs of five steps on half-second windows; a checkpoint at each third step and each epoch's end."""
-    config = efficientat_scratch.get_config("smoke")
+    config = common.experiment(name, strategy, "smoke")
     config.data.synth.clips = (40, 40, 40)
     config.model.window_s = 0.5
     config.train.batch_size = 8
@@ -29,14 +29,6 @@ def tiny_config(**changes):
     for key, value in changes.items():
         config[key].update(value) if isinstance(value, dict) else config.update({key: value})
     return config
-
-
-# Small relatives of the released networks, as a config can ask for them.
-SMALL = {
-    "htsat": dict(spec_size=64, embed_dim=8, depths=(1, 1), heads=(1, 2), window_size=4, drop_path=0.1),
-    "beats": dict(patch_features=16, features=32, hidden_features=64, n_layers=2, n_heads=2, conv_kernel=8),
-    "ast": dict(width=32, depth=2, n_heads=2, mlp_width=64, dropout=0.1),
-}
 
 
 def last_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
@@ -71,11 +63,11 @@ def _killed_at(step: int, signal_name: str, workdir: pathlib.Path) -> subprocess
         make = train.make_train_step
         def making(*args):
             step, calls = make(*args), iter(range(1, 10**6))
-            def counted(state, batch):
+            def counted(state, frozen, batch):
                 if next(calls) == {step}:
                     time.sleep(3)  # let the checkpoint being written in the background arrive
                     os.kill(os.getpid(), signal.{signal_name})
-                return step(state, batch)
+                return step(state, frozen, batch)
             return counted
         train.make_train_step = making
         sys.exit(train.run(tiny_config(), pathlib.Path({str(workdir)!r})))
@@ -174,11 +166,11 @@ def test_evaluating_what_cannot_be_is_one_line(finished, tmp_path, capsys, wrong
 def test_starts_from_a_given_model_and_refuses_one_that_does_not_fit(finished, tmp_path):
     given = checkpoint.load_model(finished)
     config = tiny_config(init_from=str(finished))
-    params, _ = train._initial_arrays(config, given.config)
+    params, _ = train._initial_arrays(config, given.config, None)
     assert all(np.array_equal(params[key], given.params[key]) for key in params)
     wider = models.make_config("efficientat", "mn04")
     with pytest.raises(InputError, match="does not fit"):
-        train._initial_arrays(config, wider)
+        train._initial_arrays(config, wider, None)
 
 
 @pytest.mark.parametrize(
@@ -210,8 +202,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, mo
     def poisoned(*args):
         step = make(*args)
 
-        def call(state, batch):
-            state, metrics = step(state, batch)
+        def call(state, frozen, batch):
+            state, metrics = step(state, frozen, batch)
             return state, metrics | {"loss": jax.numpy.where(state.step > 4, jax.numpy.nan, metrics["loss"])}
 
         return call
@@ -220,15 +212,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, mo
     with pytest.raises(InputError, match="the loss is nan at step 5"):
         train.run(tiny_config(), tmp_path / "run")
     assert last_state(tmp_path / "run")["at"] == 3
-
-
-def small_config(name, **changes):
-    """`tiny_config` with a small relative of a network."""
-    config = tiny_config(**changes)
-    if name != "efficientat":
-        config.model.update(name=name, variant=name, n_mels=16 if name == "htsat" else 0)
-        config.model.settings = SMALL[name]
-    return config
 
 
 @pytest.mark.parametrize(
@@ -242,7 +225,7 @@ def test_a_step_lowers_the_loss_and_counts(name, compute_dtype):
     from sousa_jax.step import TrainState, make_train_step
 
     settings = {"accumulate": 1, "learning_rate": 3e-3, "label_smoothing": 0.0, "compute_dtype": compute_dtype}
-    config = small_config(name, train=settings)
+    config = tiny_config(name, train=settings)
     config.augment.update({"mixup_alpha": 0.0, "freq_masks": 0, "time_masks": 0, "tempo_stretch": 0.0, "gain_db": 0.0})
     model_config = train._model_config(config)
     optimizer = make_optimizer(config, 30)
@@ -253,12 +236,100 @@ def test_a_step_lowers_the_loss_and_counts(name, compute_dtype):
     batch = {"waveform": jax.random.normal(jax.random.key(0), (8, n_samples)) * 0.1, "label": jnp.arange(8)}
     losses = []
     for _ in range(20):
-        state, metrics = step(state, batch)
+        state, metrics = step(state, {}, batch)
         losses.append(float(metrics["loss"]))
     assert int(state.step) == 20
     assert losses[-1] < 0.8 * losses[0]
     assert all(not np.array_equal(before, state.stats[path]) for path, before in stats_before.items())
     assert {p.dtype for p in state.params.values()} == {np.dtype("float32")}
+
+
+# ---------------------------------------------------------------------------------------------------------- strategies
+
+
+def lora_config(init_from="", **changes):
+    return tiny_config("ast", "lora", init_from=str(init_from), allow_random_init=not init_from, **changes)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A folder as `ports.convert` writes it."""
+    folder = tmp_path_factory.mktemp("pretrained") / "ast"
+    model_config = train._model_config(tiny_config("ast"))
+    checkpoint.save_model(folder, checkpoint.Model("ast", model_config, *models.init("ast", model_config, 7), {}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapted(pretrained, tmp_path_factory):
+    """A finished run with adapters."""
+    workdir = tmp_path_factory.mktemp("lora") / "run"
+    assert train.run(lora_config(pretrained), workdir) == 0
+    return workdir
+
+
+def test_lora_keeps_only_what_it_trains(adapted):
+    """Neither checkpoints nor the optimizer's moments hold a frozen array."""
+    state = last_state(adapted)
+    paths = {key for key in state if "blocks" in key or "head" in key or "positions" in key}
+    assert paths
+    assert all(".lora." in key or "head." in key for key in paths)
+    assert "in adapters" in (adapted / "logs" / "training.log").read_text()
+
+
+def test_lora_changes_adapted_kernels_alone(adapted, pretrained):
+    before, after = checkpoint.load_model(pretrained).params, checkpoint.load_model(adapted).params
+    changed = {path for path in before if not np.array_equal(before[path], after[path])}
+    layers = [f"attention.{name}" for name in ("query", "key", "value", "output")] + ["mlp.hidden", "mlp.output"]
+    wanted = {f"blocks.{i}.{layer}.kernel" for i in range(2) for layer in layers}
+    assert changed == wanted | {path for path in before if path.startswith("head.")}
+
+
+def test_a_lora_run_evaluates_alike_from_its_folder(adapted, tmp_path):
+    """The rest of the weights is found again, and the adapters folded in."""
+    evaluate.main([f"--workdir={adapted}", f"--out={tmp_path / 'again'}"])
+    found, again = (
+        json.loads((folder / "test_metrics.json").read_text()) for folder in (adapted / "results", tmp_path / "again")
+    )
+    assert again["first_window"] == pytest.approx(found["first_window"])
+
+
+def test_a_lora_run_without_its_base_says_what_is_missing(adapted, pretrained, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(adapted, tmp_path / "copy")
+    stored = json.loads((copy / "model.json").read_text())
+    stored["partly"]["base"] = str(tmp_path / "gone")
+    (copy / "model.json").write_text(json.dumps(stored))
+    with pytest.raises(
+        InputError, match=r"holds only what was trained, the rest is missing: .*gone holds no model\.json"
+    ):
+        checkpoint.load_model(copy)
+
+
+def test_full_goes_on_from_a_lora_run(adapted, tmp_path):
+    settings = {"unfreeze": (0.2, 0.4), "layer_decay": 0.8}
+    assert train.run(tiny_config("ast", "full", init_from=str(adapted), train=settings), tmp_path / "run") == 0
+
+
+def test_weights_are_demanded_where_they_matter(tmp_path):
+    config = tiny_config("ast", "full", allow_random_init=False)
+    with pytest.raises(
+        InputError, match=r"needs trained weights: give --config\.init_from=DIR, .*ports\.convert --model=ast"
+    ):
+        train.run(config, tmp_path / "run")
+    config.init_from = str(tmp_path / "absent")
+    with pytest.raises(
+        InputError, match=r"there is no folder .*absent; `python -m ports\.convert --model=ast .*absent`"
+    ):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_architecture_show_both_sides(pretrained, tmp_path):
+    config = tiny_config("beats", "full", init_from=str(pretrained))
+    with pytest.raises(InputError, match=r"does not fit beats beats: \d+ missing \(.*\); \d+ unexpected \("):
+        train.run(config, tmp_path / "run")
 
 
 def test_weight_decay_leaves_biases_and_norms_alone():
@@ -287,7 +358,7 @@ def test_weight_decay_leaves_biases_and_norms_alone():
     ],
 )
 def test_how_a_window_meets_the_network(name, length, expected):
-    config = efficientat_scratch.get_config()
+    config = common.experiment("efficientat", "scratch")
     config.model.update({"name": name, "variant": "mn10" if name == "efficientat" else name, "length": length})
     config.model.settings = {"dropout": 0.1}
     made = train._model_config(config)
@@ -299,7 +370,7 @@ def test_how_a_window_meets_the_network(name, length, expected):
 
 
 def test_an_unknown_length_policy_is_refused():
-    config = efficientat_scratch.get_config()
+    config = common.experiment("efficientat", "scratch")
     config.model.length = "stretched"
     with pytest.raises(InputError, match=r"config\.model\.length='stretched' is unknown, expected one of \('fill',"):
         train._model_config(config)

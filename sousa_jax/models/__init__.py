@@ -12,8 +12,10 @@ from typing import Any
 import jax
 from flax import nnx
 
+from sousa_jax import lora
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
+from sousa_jax.lora import LoRA
 from sousa_jax.models.ast import AST, ASTConfig
 from sousa_jax.models.beats import BEATs, BEATsConfig
 from sousa_jax.models.efficientat import EfficientAT, EfficientATConfig
@@ -59,28 +61,38 @@ def config_from_json(stored: dict[str, Any]) -> tuple[str, Any]:
     return stored["model"], config_class(**{**fields, "frontend": FrontendSpec(**fields["frontend"])})
 
 
-def init(name: str, config: Any, seed: int = 0, *, only: Collection[str] | None = None) -> tuple[Arrays, Arrays]:
+def _make(name: str, config: Any, adapters: LoRA | None, seed: int) -> nnx.Module:
+    rngs = nnx.Rngs(seed)
+    model = _entry(name)[1](config, rngs=rngs)
+    if adapters is not None:
+        lora.attach(model, adapters, rngs=rngs)
+    return model
+
+
+def init(
+    name: str, config: Any, seed: int = 0, *, adapters: LoRA | None = None, only: Collection[str] | None = None
+) -> tuple[Arrays, Arrays]:
     """Freshly initialized `(params, stats)`, as the paper initializes; deterministic in the seed.
 
-    `only` names the paths that are wanted: nothing else is computed, and they are the same as without it.
+    `adapters` adds those of LoRA. `only` names the paths that are wanted: nothing else is computed. Neither changes the
+    others' values.
     """
-    _, model_class = _entry(name)
 
     @jax.jit  # one compiled program instead of an eager call per array
     def create():
-        parts = _flatten(nnx.state(model_class(config, rngs=nnx.Rngs(seed))))
+        parts = _flatten(nnx.state(_make(name, config, adapters, seed)))
         return tuple({path: array for path, array in part.items() if only is None or path in only} for part in parts)
 
     return create()
 
 
-def apply_fn(name: str, config: Any) -> Callable[..., tuple[Outputs, Arrays]]:
-    """The network as a pure function.
+def apply_fn(name: str, config: Any, *, adapters: LoRA | None = None) -> Callable[..., tuple[Outputs, Arrays]]:
+    """The network as a pure function, with adapters or without.
 
     Returns `apply(params, stats, features, *, train=False, rng=None) -> (Outputs, new_stats)`; the new
     statistics equal the old ones unless `train`.
     """
-    graphdef, template = _abstract(name, config)
+    graphdef, template = _abstract(name, config, adapters)
 
     def apply(params, stats, features, *, train=False, rng=None):
         model = _unflatten(graphdef, template, {**params, **stats})
@@ -96,14 +108,15 @@ def module(name: str, config: Any, params: Arrays, stats: Arrays) -> nnx.Module:
     return _unflatten(graphdef, template, {**params, **stats})
 
 
-def abstract(name: str, config: Any) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, jax.ShapeDtypeStruct]]:
+def abstract(
+    name: str, config: Any, *, adapters: LoRA | None = None
+) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, jax.ShapeDtypeStruct]]:
     """Shapes and dtypes of `(params, stats)` without making them."""
-    return jax.eval_shape(lambda: _flatten(nnx.state(_entry(name)[1](config, rngs=nnx.Rngs(0)))))
+    return jax.eval_shape(lambda: _flatten(nnx.state(_make(name, config, adapters, 0))))
 
 
-def _abstract(name, config):
-    model_class = _entry(name)[1]
-    return nnx.split(nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0))))
+def _abstract(name, config, adapters=None):
+    return nnx.split(nnx.eval_shape(lambda: _make(name, config, adapters, 0)))
 
 
 def _dotted(path: tuple) -> str:

@@ -328,7 +328,7 @@ class BEATs(nnx.Module):
     def __init__(self, config: BEATsConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.patch_embed = PatchEmbed(config, rngs=rngs)
-        self.norm = LayerNorm(config.patch_features, epsilon=_EPSILON)
+        self.patch_norm = LayerNorm(config.patch_features, epsilon=_EPSILON)
         init = _torch_default(config.patch_features)
         self.proj = Linear(config.patch_features, config.features, kernel_init=init, rngs=rngs)
         self.pos_conv = PositionConv(config, rngs=rngs)
@@ -363,7 +363,7 @@ class BEATs(nnx.Module):
         config, rng = self.config, rng if train else None
         around = layer_rng(rng, config.n_layers)
         stages = {"patch_embed": self.patch_embed(features)}
-        stages["layer_norm"] = self.norm(stages["patch_embed"])
+        stages["layer_norm"] = self.patch_norm(stages["patch_embed"])
         stages["proj"] = self.proj(stages["layer_norm"])
         x, hidden = dropout(stages["proj"], config.input_dropout, around, 0), None
         if token_padding is not None:

@@ -145,14 +145,16 @@ class InputConv(nnx.Module):
 
 
 class Pointwise(nnx.Module):
-    """1 × 1 convolution, batch norm, activation."""
+    """1 × 1 convolution, batch norm, activation. `lora` is an adapter's place."""
 
     def __init__(self, in_channels, out_channels, activation, config: EfficientATConfig, *, rngs: nnx.Rngs):
         self.kernel = _kaiming_fan_out(rngs, (in_channels, out_channels), fan_out=out_channels)
         self.norm = Norm(out_channels, activation, momentum=config.norm_momentum, epsilon=EPSILON)
+        self.lora = nnx.data(None)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return self.norm(pointwise_conv(x, self.kernel[...].astype(x.dtype)), train)
+        y = pointwise_conv(x, self.kernel[...].astype(x.dtype))
+        return self.norm(y if self.lora is None else y + self.lora(x), train)
 
 
 class Depthwise(nnx.Module):

@@ -27,7 +27,7 @@ def project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> j
 
 
 class Linear(nnx.Module):
-    """`project` with parameters of its own: `(…, in_features)` to `(…, out_features)`."""
+    """`project` with parameters of its own: `(…, in_features)` to `(…, out_features)`. `lora` is an adapter's place."""
 
     def __init__(
         self,
@@ -40,9 +40,11 @@ class Linear(nnx.Module):
     ):
         self.kernel = nnx.Param(kernel_init(rngs.params(), (in_features, out_features), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(out_features)) if use_bias else None
+        self.lora = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return project(x, self.kernel[...], None if self.bias is None else self.bias[...])
+        y = project(x, self.kernel[...], None if self.bias is None else self.bias[...])
+        return y if self.lora is None else y + self.lora(x)
 
 
 class LayerNorm(nnx.Module):

@@ -85,7 +85,7 @@ def test_values_land_where_they_belong():
         "blocks.1.attention.gate_scale": state[f"{layer}.self_attn.grep_a"].ravel(),
         "blocks.1.norm1.scale": state[f"{layer}.self_attn_layer_norm.weight"],
         "blocks.1.norm2.bias": state[f"{layer}.final_layer_norm.bias"],
-        "norm.scale": state["layer_norm.weight"],
+        "patch_norm.scale": state["layer_norm.weight"],
         "encoder_norm.scale": state["encoder.layer_norm.weight"],
         "head.kernel": state["predictor.weight"].T,
     }.items():

@@ -1,0 +1,21 @@
+"""HTS-AT with adapters of LoRA beside frozen official weights.
+
+Convert the official file first, then train on SOUSA from the Hub:
+
+    python -m ports.convert --model=htsat --checkpoint=HTSAT_AudioSet_Saved_1.ckpt --out=pretrained/htsat
+    python -m sousa_jax.main --config=configs/htsat_lora.py:full --config.init_from=pretrained/htsat
+
+Anywhere, a small relative from random weights on synthetic data, in under two minutes on two CPU cores:
+
+    python -m sousa_jax.main --config=configs/htsat_lora.py:smoke
+
+Not yet measured.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(preset: str = "") -> ConfigDict:
+    return common.experiment("htsat", "lora", preset)
