@@ -13,6 +13,7 @@ import re
 import runpy
 import sys
 
+import absl.logging
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
@@ -63,6 +64,7 @@ def _keys(config: ConfigDict, prefix: str = ""):
 def main(_: list[str]) -> None:
     from sousa_jax import train  # late: errors in the arguments should not wait for JAX
 
+    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax and JAX report every file and backend
     with one_line_errors():
         config = _CONFIG.value
         sys.exit(train.run(config, pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config)))
