@@ -10,7 +10,6 @@ import time
 import uuid
 from typing import Any
 
-import absl.logging
 import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -60,7 +59,6 @@ class RunLog:
             logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells absl's log of its every move
         self._redirect = logging_redirect_tqdm(loggers=[logger])  # log lines above the progress bar, not through it
         self._redirect.__enter__()
         if self._config.tracking.tensorboard:
