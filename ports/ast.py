@@ -16,7 +16,7 @@ import numpy as np
 from ports import golden
 from ports.checkpoints import Checkpoint
 from ports.golden import Golden, Replay
-from ports.rules import CONV_ONE_INPUT, LINEAR, VECTOR, Inferred, Rule, Transform
+from ports.rules import CONV_ONE_INPUT, Inferred, Rule, Transform, norm, shape, weight_and_bias
 from sousa_jax import models
 from sousa_jax.errors import InputError
 from sousa_jax.frontends import FrontendSpec
@@ -57,20 +57,20 @@ def original_rules(config: ASTConfig, prefix: str = PREFIX) -> list[Rule]:
         Rule(f"{v}.cls_token", "class_token", TOKEN),
         Rule(f"{v}.pos_embed", "positions", POSITIONS),
         Rule(f"{v}.dist_token", "distillation_token", TOKEN),
-        *_weight_and_bias(f"{v}.patch_embed.proj", "patch_embed", CONV_ONE_INPUT),
+        *weight_and_bias(f"{v}.patch_embed.proj", "patch_embed", CONV_ONE_INPUT),
     ]
     for i in range(config.depth):
         theirs, ours = f"{v}.blocks.{i}", f"blocks.{i}"
-        table += _norm(f"{theirs}.norm1", f"{ours}.norm1")
+        table += norm(f"{theirs}.norm1", f"{ours}.norm1")
         for part, name in enumerate(("query", "key", "value")):
-            table += _weight_and_bias(f"{theirs}.attn.qkv", f"{ours}.attention.{name}", LINEAR, (part, 3))
-        table += _weight_and_bias(f"{theirs}.attn.proj", f"{ours}.attention.output", LINEAR)
-        table += _norm(f"{theirs}.norm2", f"{ours}.norm2")
-        table += _weight_and_bias(f"{theirs}.mlp.fc1", f"{ours}.mlp.hidden", LINEAR)
-        table += _weight_and_bias(f"{theirs}.mlp.fc2", f"{ours}.mlp.output", LINEAR)
-    table += _norm(f"{v}.norm", "norm")
-    table += _norm(f"{prefix}mlp_head.0", "head.norm")
-    return [*table, *_weight_and_bias(f"{prefix}mlp_head.1", "head.output", LINEAR)]
+            table += weight_and_bias(f"{theirs}.attn.qkv", f"{ours}.attention.{name}", part=(part, 3))
+        table += weight_and_bias(f"{theirs}.attn.proj", f"{ours}.attention.output")
+        table += norm(f"{theirs}.norm2", f"{ours}.norm2")
+        table += weight_and_bias(f"{theirs}.mlp.fc1", f"{ours}.mlp.hidden")
+        table += weight_and_bias(f"{theirs}.mlp.fc2", f"{ours}.mlp.output")
+    table += norm(f"{v}.norm", "norm")
+    table += norm(f"{prefix}mlp_head.0", "head.norm")
+    return [*table, *weight_and_bias(f"{prefix}mlp_head.1", "head.output")]
 
 
 def hf_rules(config: ASTConfig) -> list[Rule]:
@@ -80,36 +80,26 @@ def hf_rules(config: ASTConfig) -> list[Rule]:
         Rule(f"{top}.embeddings.cls_token", "class_token", TOKEN),
         Rule(f"{top}.embeddings.distillation_token", "distillation_token", TOKEN),
         Rule(f"{top}.embeddings.position_embeddings", "positions", POSITIONS),
-        *_weight_and_bias(f"{top}.embeddings.patch_embeddings.projection", "patch_embed", CONV_ONE_INPUT),
+        *weight_and_bias(f"{top}.embeddings.patch_embeddings.projection", "patch_embed", CONV_ONE_INPUT),
     ]
     for i in range(config.depth):
         theirs, ours = f"{top}.encoder.layer.{i}", f"blocks.{i}"
         for name in ("query", "key", "value"):
-            table += _weight_and_bias(f"{theirs}.attention.attention.{name}", f"{ours}.attention.{name}", LINEAR)
-        table += _weight_and_bias(f"{theirs}.attention.output.dense", f"{ours}.attention.output", LINEAR)
-        table += _weight_and_bias(f"{theirs}.intermediate.dense", f"{ours}.mlp.hidden", LINEAR)
-        table += _weight_and_bias(f"{theirs}.output.dense", f"{ours}.mlp.output", LINEAR)
-        table += _norm(f"{theirs}.layernorm_before", f"{ours}.norm1")
-        table += _norm(f"{theirs}.layernorm_after", f"{ours}.norm2")
-    table += _norm(f"{top}.layernorm", "norm")
-    table += _norm("classifier.layernorm", "head.norm")
-    return [*table, *_weight_and_bias("classifier.dense", "head.output", LINEAR)]
+            table += weight_and_bias(f"{theirs}.attention.attention.{name}", f"{ours}.attention.{name}")
+        table += weight_and_bias(f"{theirs}.attention.output.dense", f"{ours}.attention.output")
+        table += weight_and_bias(f"{theirs}.intermediate.dense", f"{ours}.mlp.hidden")
+        table += weight_and_bias(f"{theirs}.output.dense", f"{ours}.mlp.output")
+        table += norm(f"{theirs}.layernorm_before", f"{ours}.norm1")
+        table += norm(f"{theirs}.layernorm_after", f"{ours}.norm2")
+    table += norm(f"{top}.layernorm", "norm")
+    table += norm("classifier.layernorm", "head.norm")
+    return [*table, *weight_and_bias("classifier.dense", "head.output")]
 
 
 def class_layer(config: ASTConfig) -> list[str]:
     """Our paths of the arrays that a change of classes replaces: layer norm and linear, as the official code does
     when it fine-tunes."""
     return [rule.target for rule in hf_rules(config) if rule.target.startswith("head.")]
-
-
-def _weight_and_bias(source: str, target: str, kernel: Transform, part: tuple[int, int] = (0, 1)) -> Iterator[Rule]:
-    yield Rule(f"{source}.weight", f"{target}.kernel", kernel, part)
-    yield Rule(f"{source}.bias", f"{target}.bias", VECTOR, part)
-
-
-def _norm(source: str, target: str) -> Iterator[Rule]:
-    yield Rule(f"{source}.weight", f"{target}.scale", VECTOR)
-    yield Rule(f"{source}.bias", f"{target}.bias", VECTOR)
 
 
 # ---------------------------------------------------------------------------------------- config
@@ -137,7 +127,7 @@ def infer(checkpoint: Checkpoint, variant: str | None = None) -> Inferred:
         token = f"{prefix}v.cls_token"
         block, hidden = f"{prefix}v.blocks", "mlp.fc1.weight"
         classes, table = f"{prefix}mlp_head.1.weight", functools.partial(original_rules, prefix=prefix)
-    width = _shape(state, token, 3)[2]
+    width = shape(state, token, 3)[2]
     if width % _HEAD_WIDTH:
         raise InputError(f"{token} has {width} channels, expected a multiple of {_HEAD_WIDTH}, the width of a head")
     config = ASTConfig.preset(
@@ -145,8 +135,8 @@ def infer(checkpoint: Checkpoint, variant: str | None = None) -> Inferred:
         width=width,
         n_heads=width // _HEAD_WIDTH,
         depth=_depth(state, block),
-        mlp_width=_shape(state, f"{block}.0.{hidden}", 2)[0],
-        num_classes=_shape(state, classes, 2)[0],
+        mlp_width=shape(state, f"{block}.0.{hidden}", 2)[0],
+        num_classes=shape(state, classes, 2)[0],
     )
     evidence = (
         f"from the shapes: width {width}, {config.depth} blocks, MLP of {config.mlp_width}, {config.num_classes} "
@@ -155,14 +145,6 @@ def infer(checkpoint: Checkpoint, variant: str | None = None) -> Inferred:
         f"epsilons {config.norm_epsilon:g} and {config.head_norm_epsilon:g}, {config.frontend.target_frames} frames"
     )
     return Inferred(config, name, evidence, table(config))
-
-
-def _shape(state: Mapping[str, np.ndarray], key: str, n_axes: int) -> tuple[int, ...]:
-    if key not in state:
-        raise InputError(f"has no {key!r}, which every AST with these names has: the file is not complete")
-    if state[key].ndim != n_axes:
-        raise InputError(f"{key} has shape {state[key].shape}, expected {n_axes} axes")
-    return state[key].shape
 
 
 def _depth(state: Mapping[str, np.ndarray], block: str) -> int:

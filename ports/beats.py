@@ -14,7 +14,7 @@ import numpy as np
 from ports import golden
 from ports.checkpoints import Checkpoint
 from ports.golden import Golden, Replay
-from ports.rules import CONV_ONE_INPUT, LINEAR, VECTOR, Inferred, Rule, Transform
+from ports.rules import CONV_ONE_INPUT, VECTOR, Inferred, Rule, Transform, norm, shape, weight_and_bias
 from sousa_jax import models
 from sousa_jax.errors import InputError
 from sousa_jax.models.beats import PRESETS, BEATsConfig, reduce_padding
@@ -37,40 +37,30 @@ def rules(config: BEATsConfig) -> list[Rule]:
     """The rule table of a network."""
     table = [
         Rule("patch_embedding.weight", "patch_embed.kernel", CONV_ONE_INPUT),
-        *_norm("layer_norm", "patch_norm"),
-        *_linear("post_extract_proj", "proj"),
+        *norm("layer_norm", "patch_norm"),
+        *weight_and_bias("post_extract_proj", "proj"),
         Rule("encoder.pos_conv.0.weight_g", "pos_conv.g", Transform("11K->K")),
         Rule("encoder.pos_conv.0.weight_v", "pos_conv.v", Transform("OIK->KIO")),
         Rule("encoder.pos_conv.0.bias", "pos_conv.bias", VECTOR),
-        *_norm("encoder.layer_norm", "encoder_norm"),
+        *norm("encoder.layer_norm", "encoder_norm"),
         Rule(_TABLE.format(0), "rel_pos_bias", Transform("NH->NH")),
     ]
     for i in range(config.n_layers):
         source, target = f"encoder.layers.{i}", f"blocks.{i}"
         for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "output")):
-            table += _linear(f"{source}.self_attn.{theirs}", f"{target}.attention.{ours}")
-        table += _linear(f"{source}.self_attn.grep_linear", f"{target}.attention.gate")
+            table += weight_and_bias(f"{source}.self_attn.{theirs}", f"{target}.attention.{ours}")
+        table += weight_and_bias(f"{source}.self_attn.grep_linear", f"{target}.attention.gate")
         table += [Rule(f"{source}.self_attn.grep_a", f"{target}.attention.gate_scale", Transform("1H11->H"))]
-        table += _norm(f"{source}.self_attn_layer_norm", f"{target}.norm1")
-        table += _linear(f"{source}.fc1", f"{target}.mlp.hidden")
-        table += _linear(f"{source}.fc2", f"{target}.mlp.output")
-        table += _norm(f"{source}.final_layer_norm", f"{target}.norm2")
-    return [*table, *(_linear("predictor", "head") if config.num_classes else ())]
+        table += norm(f"{source}.self_attn_layer_norm", f"{target}.norm1")
+        table += weight_and_bias(f"{source}.fc1", f"{target}.mlp.hidden")
+        table += weight_and_bias(f"{source}.fc2", f"{target}.mlp.output")
+        table += norm(f"{source}.final_layer_norm", f"{target}.norm2")
+    return [*table, *(weight_and_bias("predictor", "head") if config.num_classes else ())]
 
 
 def class_layer(config: BEATsConfig) -> list[str]:
     """Our paths of the arrays that a change of classes replaces: the one linear layer behind the transformer."""
     return [rule.target for rule in rules(config) if rule.target.startswith("head.")]
-
-
-def _linear(source: str, target: str) -> Iterator[Rule]:
-    yield Rule(f"{source}.weight", f"{target}.kernel", LINEAR)
-    yield Rule(f"{source}.bias", f"{target}.bias", VECTOR)
-
-
-def _norm(source: str, target: str) -> Iterator[Rule]:
-    yield Rule(f"{source}.weight", f"{target}.scale", VECTOR)
-    yield Rule(f"{source}.bias", f"{target}.bias", VECTOR)
 
 
 # ---------------------------------------------------------------------------------------- config
@@ -132,30 +122,22 @@ def infer(checkpoint: Checkpoint, variant: str | None = None) -> Inferred:
     return Inferred(config, name, evidence, rules(config))
 
 
-def _shape(state: Mapping[str, np.ndarray], key: str, n_axes: int) -> tuple[int, ...]:
-    if key not in state:
-        raise InputError(f"has no {key!r}, which every BEATs has: the file is not complete")
-    if state[key].ndim != n_axes:
-        raise InputError(f"{key} has shape {state[key].shape}, expected {n_axes} axes")
-    return state[key].shape
-
-
 def _sizes(state: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Our fields, as the shapes say. Shapes that contradict each other are left to `rules.apply`."""
-    features, patch_features = _shape(state, "post_extract_proj.weight", 2)
-    _, group_size, conv_kernel = _shape(state, "encoder.pos_conv.0.weight_v", 3)
-    n_buckets, n_heads = _shape(state, _TABLE.format(0), 2)
+    features, patch_features = shape(state, "post_extract_proj.weight", 2)
+    _, group_size, conv_kernel = shape(state, "encoder.pos_conv.0.weight_v", 3)
+    n_buckets, n_heads = shape(state, _TABLE.format(0), 2)
     if not group_size or features % group_size:
         raise InputError(
             f"encoder.pos_conv.0.weight_v has groups of {group_size} channels, which {features} do not split"
         )
     layers = {match[1] for key in state if (match := re.match(r"encoder\.layers\.(\d+)\.", key))}
     return {
-        "num_classes": _shape(state, "predictor.weight", 2)[0] if "predictor.weight" in state else 0,
-        "patch_size": _shape(state, "patch_embedding.weight", 4)[2],
+        "num_classes": shape(state, "predictor.weight", 2)[0] if "predictor.weight" in state else 0,
+        "patch_size": shape(state, "patch_embedding.weight", 4)[2],
         "patch_features": patch_features,
         "features": features,
-        "hidden_features": _shape(state, "encoder.layers.0.fc1.weight", 2)[0],
+        "hidden_features": shape(state, "encoder.layers.0.fc1.weight", 2)[0],
         "n_layers": len(layers),
         "n_heads": n_heads,
         "conv_kernel": conv_kernel,

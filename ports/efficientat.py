@@ -18,7 +18,17 @@ import numpy as np
 from ports import golden
 from ports.checkpoints import Checkpoint
 from ports.golden import Golden, Replay
-from ports.rules import CONV_ONE_INPUT, DEPTHWISE, LINEAR, POINTWISE, VECTOR, Inferred, Rule, Transform
+from ports.rules import (
+    CONV_ONE_INPUT,
+    DEPTHWISE,
+    POINTWISE,
+    VECTOR,
+    Inferred,
+    Rule,
+    Transform,
+    shape,
+    weight_and_bias,
+)
 from sousa_jax import models
 from sousa_jax.errors import InputError
 from sousa_jax.models.efficientat import BLOCKS, PRESETS, EfficientATConfig
@@ -49,7 +59,7 @@ def rules(config: EfficientATConfig) -> list[Rule]:
             part = next(parts)
             for branch, layer in itertools.product(range(len(config.se_dims)), ("fc1", "fc2")):
                 source = f"{official}.{part}.conc_se_layers.{branch}.{layer}"
-                table += _linear(source, f"blocks.{i}.se.branches.{branch}.{layer}")
+                table += weight_and_bias(source, f"blocks.{i}.se.branches.{branch}.{layer}")
         table += _conv_norm(f"{official}.{next(parts)}", f"blocks.{i}.project", POINTWISE)
         in_channels = config.channels(out_channels)
     table += _conv_norm(f"features.{len(BLOCKS) + 1}", "last", POINTWISE)
@@ -69,18 +79,13 @@ def _conv_norm(source: str, target: str, kernel: Transform) -> Iterator[Rule]:
         yield Rule(f"{source}.1.{theirs}", f"{target}.norm.{ours}", VECTOR)
 
 
-def _linear(source: str, target: str) -> Iterator[Rule]:
-    yield Rule(f"{source}.weight", f"{target}.kernel", LINEAR)
-    yield Rule(f"{source}.bias", f"{target}.bias", VECTOR)
-
-
 def _attention_head() -> Iterator[Rule]:
     yield Rule("classifier.head_weight", "head.head_weight", Transform("1H1->H"))
-    yield from _linear("classifier.subspace_proj", "head.proj")
+    yield from weight_and_bias("classifier.subspace_proj", "head.proj")
 
 
 _HEAD_RULES = {
-    "mlp": lambda: (*_linear("classifier.2", "head.hidden"), *_linear("classifier.5", "head.output")),
+    "mlp": lambda: (*weight_and_bias("classifier.2", "head.hidden"), *weight_and_bias("classifier.5", "head.output")),
     "fully_convolutional": lambda: _conv_norm("classifier", "head", POINTWISE),
     "multihead_attention_pooling": _attention_head,
 }
@@ -137,16 +142,8 @@ def _standard_variant(width: float, head: str) -> str:
     return standard.get((width, head)) or standard[width, "mlp"]
 
 
-def _shape(state: Mapping[str, np.ndarray], key: str, n_axes: int) -> tuple[int, ...]:
-    if key not in state:
-        raise InputError(f"has no {key!r}, which every EfficientAT of this kind has: the file is not complete")
-    if state[key].ndim != n_axes:
-        raise InputError(f"{key} has shape {state[key].shape}, expected {n_axes} axes")
-    return state[key].shape
-
-
 def _width(state: Mapping[str, np.ndarray]) -> float:
-    channels = _shape(state, f"features.{len(BLOCKS) + 1}.0.weight", 4)[1]
+    channels = shape(state, f"features.{len(BLOCKS) + 1}.0.weight", 4)[1]
     by_channels = {
         EfficientATConfig.preset(name).channels(160): EfficientATConfig.preset(name).width for name in PRESETS
     }
@@ -157,12 +154,12 @@ def _width(state: Mapping[str, np.ndarray]) -> float:
 
 def _head(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if "classifier.head_weight" in state:
-        heads = _shape(state, "classifier.head_weight", 3)[1]
-        classes = _shape(state, "classifier.subspace_proj.weight", 2)[0] // (2 * heads)
+        heads = shape(state, "classifier.head_weight", 3)[1]
+        classes = shape(state, "classifier.subspace_proj.weight", 2)[0] // (2 * heads)
         return {"head": "multihead_attention_pooling", "attention_heads": heads, "num_classes": classes}
     if "classifier.0.weight" in state:
-        return {"head": "fully_convolutional", "num_classes": _shape(state, "classifier.0.weight", 4)[0]}
-    return {"head": "mlp", "num_classes": _shape(state, "classifier.5.weight", 2)[0]}
+        return {"head": "fully_convolutional", "num_classes": shape(state, "classifier.0.weight", 4)[0]}
+    return {"head": "mlp", "num_classes": shape(state, "classifier.5.weight", 2)[0]}
 
 
 def _with_squeeze_excitation(state: Mapping[str, np.ndarray], config: EfficientATConfig) -> EfficientATConfig:
@@ -170,7 +167,7 @@ def _with_squeeze_excitation(state: Mapping[str, np.ndarray], config: EfficientA
     branches: dict[int, dict[int, tuple[int, int]]] = {}
     for key in state:
         if match := re.fullmatch(r"features\.(\d+)\.block\.\d+\.conc_se_layers\.(\d+)\.fc1\.weight", key):
-            branches.setdefault(int(match[2]), {})[int(match[1]) - 1] = _shape(state, key, 2)
+            branches.setdefault(int(match[2]), {})[int(match[1]) - 1] = shape(state, key, 2)
     if not branches:
         return dataclasses.replace(config, se_dims="")
     layers = [shape for blocks in branches.values() for shape in blocks.values()]

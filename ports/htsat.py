@@ -17,9 +17,8 @@ import numpy as np
 from ports import golden
 from ports.checkpoints import Checkpoint
 from ports.golden import Golden, Replay
-from ports.rules import CONV, CONV_ONE_INPUT, LINEAR, VECTOR, Inferred, Rule, Transform
+from ports.rules import CONV, CONV_ONE_INPUT, LINEAR, VECTOR, Inferred, Rule, Transform, norm, shape, weight_and_bias
 from sousa_jax import models
-from sousa_jax.errors import InputError
 from sousa_jax.models.htsat import HTSATConfig, average_crops
 
 # Lightning's name of the network. The official code strips it on loading, so files without it are about too.
@@ -60,44 +59,34 @@ def class_layer(config: HTSATConfig) -> list[str]:
 
 
 def _rules(config: HTSATConfig) -> Iterator[Rule]:
-    yield from _norm("bn0", "bn0")
+    yield from norm("bn0", "bn0")
     yield Rule("bn0.running_mean", "bn0.mean", VECTOR)
     yield Rule("bn0.running_var", "bn0.var", VECTOR)
     yield Rule("patch_embed.proj.weight", "patch_embed.kernel", CONV_ONE_INPUT)
     yield Rule("patch_embed.proj.bias", "patch_embed.bias", VECTOR)
-    yield from _norm("patch_embed.norm", "patch_embed.norm")
+    yield from norm("patch_embed.norm", "patch_embed.norm")
     for stage, depth in enumerate(config.depths):
         for block in range(depth):
             yield from _block(f"layers.{stage}.blocks.{block}", f"stages.{stage}.blocks.{block}")
         if stage < len(config.depths) - 1:
             source, target = f"layers.{stage}.downsample", f"stages.{stage}.merge"
             yield Rule(f"{source}.reduction.weight", f"{target}.reduction.kernel", LINEAR)
-            yield from _norm(f"{source}.norm", f"{target}.norm")
-    yield from _norm("norm", "norm")
+            yield from norm(f"{source}.norm", f"{target}.norm")
+    yield from norm("norm", "norm")
     yield Rule("tscam_conv.weight", "head.kernel", CONV)
     yield Rule("tscam_conv.bias", "head.bias", VECTOR)
 
 
 def _block(source: str, target: str) -> Iterator[Rule]:
-    yield from _norm(f"{source}.norm1", f"{target}.norm1")
+    yield from norm(f"{source}.norm1", f"{target}.norm1")
     yield Rule(f"{source}.attn.relative_position_bias_table", f"{target}.attention.rel_pos_bias", Transform("PH->PH"))
     for i, part in enumerate(("query", "key", "value")):
         yield Rule(f"{source}.attn.qkv.weight", f"{target}.attention.{part}.kernel", LINEAR, part=(i, 3))
         yield Rule(f"{source}.attn.qkv.bias", f"{target}.attention.{part}.bias", VECTOR, part=(i, 3))
-    yield from _linear(f"{source}.attn.proj", f"{target}.attention.output")
-    yield from _norm(f"{source}.norm2", f"{target}.norm2")
-    yield from _linear(f"{source}.mlp.fc1", f"{target}.mlp.hidden")
-    yield from _linear(f"{source}.mlp.fc2", f"{target}.mlp.output")
-
-
-def _norm(source: str, target: str) -> Iterator[Rule]:
-    yield Rule(f"{source}.weight", f"{target}.scale", VECTOR)
-    yield Rule(f"{source}.bias", f"{target}.bias", VECTOR)
-
-
-def _linear(source: str, target: str) -> Iterator[Rule]:
-    yield Rule(f"{source}.weight", f"{target}.kernel", LINEAR)
-    yield Rule(f"{source}.bias", f"{target}.bias", VECTOR)
+    yield from weight_and_bias(f"{source}.attn.proj", f"{target}.attention.output")
+    yield from norm(f"{source}.norm2", f"{target}.norm2")
+    yield from weight_and_bias(f"{source}.mlp.fc1", f"{target}.mlp.hidden")
+    yield from weight_and_bias(f"{source}.mlp.fc2", f"{target}.mlp.output")
 
 
 # ---------------------------------------------------------------------------------------- config
@@ -113,16 +102,16 @@ def infer(checkpoint: Checkpoint, variant: str | None = None) -> Inferred:
     HTSATConfig.preset(name)  # refuses an unknown one
     prefix = PREFIX if any(key.startswith(PREFIX) for key in checkpoint.state) else ""
     state = {key.removeprefix(prefix): array for key, array in checkpoint.state.items()}
-    (n_mels,) = _shape(state, "bn0.weight", 1)
-    embed_dim, _, patch_size, _ = _shape(state, "patch_embed.proj.weight", 4)
+    (n_mels,) = shape(state, "bn0.weight", 1)
+    embed_dim, _, patch_size, _ = shape(state, "patch_embed.proj.weight", 4)
     depths = _depths(state)
     tables = [
-        _shape(state, f"layers.{stage}.blocks.0.attn.relative_position_bias_table", 2) for stage in range(len(depths))
+        shape(state, f"layers.{stage}.blocks.0.attn.relative_position_bias_table", 2) for stage in range(len(depths))
     ]
     window_size = (math.isqrt(tables[0][0]) + 1) // 2
-    hidden, features = _shape(state, "layers.0.blocks.0.mlp.fc1.weight", 2)
+    hidden, features = shape(state, "layers.0.blocks.0.mlp.fc1.weight", 2)
     sizes = {
-        "num_classes": _shape(state, "tscam_conv.weight", 4)[0],
+        "num_classes": shape(state, "tscam_conv.weight", 4)[0],
         "patch_size": patch_size,
         "embed_dim": embed_dim,
         "depths": depths,
@@ -140,14 +129,6 @@ def infer(checkpoint: Checkpoint, variant: str | None = None) -> Inferred:
         f"released frontend, length {config.length!r}"
     )
     return Inferred(config, name, evidence, rules(config, prefix))
-
-
-def _shape(state: Mapping[str, np.ndarray], key: str, n_axes: int) -> tuple[int, ...]:
-    if key not in state:
-        raise InputError(f"has no {key!r}, which every HTS-AT with a token-semantic head has: the file is not complete")
-    if state[key].ndim != n_axes:
-        raise InputError(f"{key} has shape {state[key].shape}, expected {n_axes} axes")
-    return state[key].shape
 
 
 def _depths(state: Mapping[str, np.ndarray]) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ of the source is used or ignored for a stated reason, every target is filled or 
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,6 +83,29 @@ class Rule:
         """The source's array as the target's."""
         i, n = self.part
         return self.transform.forward(array if n == 1 else np.split(array, n)[i])
+
+
+def weight_and_bias(
+    source: str, target: str, kernel: Transform = LINEAR, part: tuple[int, int] = (0, 1)
+) -> Iterator[Rule]:
+    """The two arrays of a linear layer or convolution."""
+    yield Rule(f"{source}.weight", f"{target}.kernel", kernel, part)
+    yield Rule(f"{source}.bias", f"{target}.bias", VECTOR, part)
+
+
+def norm(source: str, target: str) -> Iterator[Rule]:
+    """The two arrays of a layer norm, or those of a batch norm that are trained."""
+    yield Rule(f"{source}.weight", f"{target}.scale", VECTOR)
+    yield Rule(f"{source}.bias", f"{target}.bias", VECTOR)
+
+
+def shape(state: Mapping[str, np.ndarray], key: str, n_axes: int) -> tuple[int, ...]:
+    """The shape of an array that tells a size of the network; `InputError` if it is missing or has other axes."""
+    if key not in state:
+        raise InputError(f"has no {key!r}, which tells a size of the network: the file is not complete")
+    if state[key].ndim != n_axes:
+        raise InputError(f"{key} has shape {state[key].shape}, expected {n_axes} axes")
+    return state[key].shape
 
 
 class Inferred(NamedTuple):
