@@ -285,7 +285,7 @@ def test_one_changed_weight_is_seen(released):
     allowed = beats.TOLERANCES["stored"]
     assert max(released("1p5s").values()) < 0.1 * allowed
     for name in (
-        "patch_embed.kernel", "norm.bias", "pos_conv.g", "pos_conv.bias", "rel_pos_bias", "encoder_norm.bias",
+        "patch_embed.kernel", "patch_norm.bias", "pos_conv.g", "pos_conv.bias", "rel_pos_bias", "encoder_norm.bias",
         "blocks.0.attention.gate.bias", "blocks.11.attention.gate.bias", "blocks.11.attention.gate_scale",
         "blocks.7.attention.query.bias", "blocks.3.norm2.scale", "head.bias",
     ):  # fmt: skip
