@@ -48,6 +48,11 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.strategy = strategy
     config.init_from = ""  # a folder that ports.convert wrote, or a run's folder; empty: random weights
     config.allow_random_init = False  # strategies lora, full and head refuse random weights otherwise
+    config.deterministic = False  # GPUs add in a fixed order: slower, the same bits each time
+
+    config.devices = ConfigDict()  # all are used; batches are split among them
+    config.devices.model = 1  # this many share one copy of the parameters, and a batch's rows
+    config.devices.fully_sharded = False  # all share one copy of parameters and moments, and split the rows
 
     config.model = ConfigDict()
     config.model.name = model
@@ -97,6 +102,8 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.train.head = r"head\..*"  # paths that lora and head train beside adapters, a regular expression
     config.train.patience = 10  # epochs without a better validation score until the run stops
     config.train.compute_dtype = "float32"  # or bfloat16; parameters and statistics stay float32
+    config.train.ema = 0.0  # decay of the running average of the weights that is evaluated and kept; 0: none
+    config.train.remat = False  # gradient checkpointing: keeps only what lies between blocks, computes the rest again
     config.train.checkpoint_every_steps = 200  # besides the end of each epoch
     config.train.log_every_steps = 20
 
@@ -110,6 +117,7 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
         config.train.head = r"head\.output\..*"
 
     config.augment = ConfigDict()  # on the device, inside the step
+    config.augment.noise_snr_db = ()  # e.g. (20.0, 50.0): coloured noise that much below each clip, in dB
     config.augment.tempo_stretch = 0.1  # up to ± this, pitch unchanged
     config.augment.gain_db = 6.0  # up to ± this
     config.augment.mel_jitter = True  # the frontend's mel edges, as the official training draws them

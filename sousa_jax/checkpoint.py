@@ -6,24 +6,32 @@ and `arrays/`. A **run folder** holds the same `model.json` beside `checkpoints/
 
 The checkpoints of a run that trains only adapters or a head hold only those; `load_model` takes the rest from the model
 that the run began from, and folds the adapters in.
+
+A run's checkpoints carry a checksum: Orbax finds a file that was cut off, but not a byte that changed inside an array.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from sousa_jax import lora, models, strategies
+from sousa_jax.devices import any_process, is_main, wait_for_all
 from sousa_jax.errors import InputError
+from sousa_jax.logging import logger
 from sousa_jax.lora import LoRA
 
 ARRAYS, MODEL_JSON, CHECKPOINTS = "arrays", "model.json", "checkpoints"
+CHECKSUM = "checksum"
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -145,28 +153,45 @@ def tree_differences(found: Any, expected: Any, limit: int = 6) -> str:
     return "; ".join(parts)
 
 
+@jax.jit
+def checksum(tree: Any) -> jax.Array:
+    """A number, uint32, that changes with any bit of any array of the tree, wherever the arrays lie."""
+
+    def bits(leaf: jax.Array) -> jax.Array:
+        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        return jnp.sum(jax.lax.bitcast_convert_type(leaf, unsigned), dtype=jnp.uint32)
+
+    sums = [bits(leaf) * jnp.uint32(2 * i + 1) for i, leaf in enumerate(jax.tree.leaves(tree))]
+    return jnp.sum(jnp.stack(sums), dtype=jnp.uint32)
+
+
 class RunCheckpoints:
     """The checkpoints of one training run.
 
     `last` holds the two newest complete states, from which a run goes on; `best` holds the parameters
-    and statistics with the best validation score. Saves are asynchronous and atomic.
+    and statistics with the best validation score. Saves are asynchronous and atomic: what a killed process leaves half
+    written has a temporary name and is removed when the run goes on.
+
+    Every method that writes raises `InputError` when the disk is full; what was saved before is intact.
     """
 
     def __init__(self, workdir: pathlib.Path):
-        folder = pathlib.Path(workdir).absolute() / CHECKPOINTS
-        self._last = self._manager(folder / "last", keep=2)
-        self._best = self._manager(folder / "best", keep=1)
+        self._folder = pathlib.Path(workdir).absolute() / CHECKPOINTS
+        self._last = self._manager(self._folder / "last", keep=2)
+        self._best = self._manager(self._folder / "best", keep=1)
 
     @staticmethod
     def _manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        return ocp.CheckpointManager(folder, options=options)
 
-    @staticmethod
-    def _save(manager: ocp.CheckpointManager, step: int, state: Any, progress: dict[str, Any]) -> None:
+    def _save(self, manager: ocp.CheckpointManager, step: int, state: Any, progress: dict[str, Any]) -> None:
         if step in manager.all_steps():  # the same step again, after a resume: it is the same state
             return
-        items = {"state": ocp.args.StandardSave(state), "progress": ocp.args.JsonSave(dict(progress))}  # written later
-        manager.save(step, args=ocp.args.Composite(**items))
+        progress = {**progress, CHECKSUM: int(checksum(state))}
+        items = {"state": ocp.args.StandardSave(state), "progress": ocp.args.JsonSave(progress)}
+        with self._full_disk_in_one_line():
+            manager.save(step, args=ocp.args.Composite(**items))
 
     def save_last(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """`state` is the whole training state, `progress` JSON: data position, best score, history."""
@@ -175,27 +200,88 @@ class RunCheckpoints:
     def save_best(self, step: int, params: models.Arrays, stats: models.Arrays, progress: dict[str, Any]) -> None:
         self._save(self._best, step, {"params": params, "stats": stats}, progress)
 
-    def restore_last(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest `(state, progress)`, or None if the run has none yet. `like` gives the structure."""
-        step = self._last.latest_step()
-        if step is None:
-            return None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    @staticmethod
+    def _restore(manager: ocp.CheckpointManager, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)  # with its sharding
         items = {"state": ocp.args.StandardRestore(abstract), "progress": ocp.args.JsonRestore()}
-        restored = self._last.restore(step, args=ocp.args.Composite(**items))
-        return restored["state"], restored["progress"]
+        restored = manager.restore(step, args=ocp.args.Composite(**items))
+        state, progress = restored["state"], restored["progress"]
+        if progress.pop(CHECKSUM, None) != int(checksum(state)):
+            raise ValueError("its arrays are not those that were saved")
+        return state, progress
+
+    def restore_last(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest `(state, progress)` that can be read, or None if the run has none yet.
+
+        `like` gives the structure and where its arrays lie. Newer ones that cannot be read are named in the log and
+        moved to `checkpoints/damaged/`. `InputError` if there are some and none can be read; they stay where they are.
+        """
+        problems: dict[int, str] = {}
+        for step in sorted(self._last.all_steps(), reverse=True):
+            restored = None
+            try:
+                restored = self._restore(self._last, step, like)
+            except Exception as error:  # Orbax raises bare ones, too
+                problems[step] = (str(error).splitlines() or [repr(error)])[0][:200]
+            if any_process(restored is None):
+                problems.setdefault(step, "another process could not read it")
+                continue
+            self._set_aside(problems)
+            return restored
+        if problems:
+            newest = max(problems)
+            raise InputError(
+                f"none of the checkpoints in {self._folder / 'last'} can be read ({newest}: {problems[newest]}); "
+                "begin anew with --overwrite or another --workdir"
+            )
+        return None
+
+    def _set_aside(self, problems: dict[int, str]) -> None:
+        for step, problem in problems.items():
+            kept = self._folder / "damaged" / str(step)
+            logger.warning("checkpoint %d cannot be read (%s): moved to %s", step, problem, kept)
+            if is_main():
+                shutil.rmtree(kept, ignore_errors=True)
+                kept.parent.mkdir(exist_ok=True)
+                os.replace(self._folder / "last" / str(step), kept)
+        if problems:
+            wait_for_all("damaged checkpoints")
+            self._last.reload()
 
     def restore_best(self, like: dict[str, models.Arrays]) -> dict[str, models.Arrays]:
         """`{"params", "stats"}` of the best checkpoint."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        items = {"state": ocp.args.StandardRestore(abstract)}
-        return self._best.restore(self._best.latest_step(), args=ocp.args.Composite(**items))["state"]
+        step = self._best.latest_step()
+        try:
+            return self._restore(self._best, step, like)[0]
+        except Exception as error:
+            problem = (str(error).splitlines() or [repr(error)])[0][:200]
+            raise InputError(
+                f"the best checkpoint, {self._folder / 'best' / str(step)}, cannot be read ({problem})"
+            ) from error
+
+    def best_folder(self) -> pathlib.Path:
+        """Where the best checkpoint lies."""
+        return self._folder / "best" / str(self._best.latest_step())
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk."""
-        self._last.wait_until_finished()
-        self._best.wait_until_finished()
+        with self._full_disk_in_one_line():
+            self._last.wait_until_finished()
+            self._best.wait_until_finished()
 
     def close(self) -> None:
-        self._last.close()
-        self._best.close()
+        with self._full_disk_in_one_line():
+            self._last.close()
+            self._best.close()
+
+    @contextlib.contextmanager
+    def _full_disk_in_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if "No space left on device" not in str(error):
+                raise
+            raise InputError(
+                f"the disk of {self._folder} is full; the checkpoints from before are intact. "
+                "Make room, then run the same command again"
+            ) from error

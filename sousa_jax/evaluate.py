@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from sousa_jax import checkpoint, metrics, models
 from sousa_jax.data import open_split
 from sousa_jax.data.pipeline import BadClips, eval_batches
+from sousa_jax.devices import Layout, is_main
 from sousa_jax.errors import InputError, one_line_errors
 from sousa_jax.frontends import FrontendSpec
 from sousa_jax.rudiments import NUM_CLASSES
@@ -48,8 +49,13 @@ def predict(
     workers: int,
     bad: BadClips,
     windows: str = "all",
+    layout: Layout | None = None,
 ) -> Predictions:
-    """Hears every clip once; padding rows are never counted. `windows` is `first` or `all`."""
+    """Hears every clip once; padding rows are never counted. `windows` is `first` or `all`.
+
+    Several processes share the clips, and each gets all predictions. `params` and `stats` lie as `layout` says.
+    """
+    layout = layout or Layout()
     rows, logits = [], []
     batches = eval_batches(
         clips,
@@ -59,11 +65,15 @@ def predict(
         bad=bad,
         windows=windows,
         workers=workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     for batch in batches:
-        out = np.asarray(eval_step(params, stats, batch["waveform"]))
-        rows.append(batch["clip"][batch["mask"]])
-        logits.append(out[batch["mask"]])
+        shared = layout.batch({name: batch[name] for name in ("waveform", "clip", "mask")})
+        out = eval_step(params, stats, shared["waveform"])
+        out, clip, mask = layout.gather((out, shared["clip"], shared["mask"]))
+        rows.append(clip[mask])
+        logits.append(out[mask])
     rows, logits = np.concatenate(rows), np.concatenate(logits)
     clip, first, window_of = np.unique(rows, return_index=True, return_inverse=True)
     log_probs = np.asarray(jax.nn.log_softmax(logits))
@@ -100,25 +110,34 @@ def report_line(summary: dict[str, Any]) -> str:
 
 
 def evaluate_split(
-    model: checkpoint.Model, config: ConfigDict, split: str, out: pathlib.Path, train_table: pd.DataFrame | None
+    model: checkpoint.Model,
+    config: ConfigDict,
+    split: str,
+    out: pathlib.Path,
+    train_table: pd.DataFrame | None,
+    layout: Layout | None = None,
 ) -> dict[str, Any]:
     """Evaluates a model on a split of `config.data` and writes the result files into `out`."""
+    layout = layout or Layout()
+    params, stats = layout.place((model.params, model.stats))
     spec = model.config.frontend
     clips = open_split(config.data, split, seed=config.seed, sample_rate=spec.sample_rate)
     bad = BadClips(clips, config.data.max_bad_fraction)
     eval_step = make_eval_step(model.name, model.config, config.train.compute_dtype)
     predictions = predict(
         eval_step,
-        model.params,
-        model.stats,
+        params,
+        stats,
         clips,
         spec,
         batch_size=config.eval.batch_size,
         workers=config.data.workers,
         bad=bad,
+        layout=layout,
     )
     summary = summarize(clips, predictions, train_table) | {"bad_clips": bad.reasons}
-    metrics.write_results(out, summary, clips.table.iloc[predictions.clip], predictions.mean)
+    if is_main():
+        metrics.write_results(out, summary, clips.table.iloc[predictions.clip], predictions.mean)
     return summary
 
 

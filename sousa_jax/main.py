@@ -3,7 +3,10 @@
     python -m sousa_jax.main --config=configs/efficientat_scratch.py[:preset] [--workdir=DIR] [--config.key=value]
 
 Without --workdir the run goes to experiments/{model}_{strategy}_{date}; the same command with the same
---workdir goes on where an interrupted run stopped.
+--workdir goes on where an interrupted run stopped, --overwrite deletes it and begins anew.
+
+On several machines the same command on each, with a --workdir that all can reach, and --coordinator=auto on TPU pods
+and under Slurm, or --coordinator=HOST:PORT --num_processes=N --process_id=0…N-1.
 """
 
 import datetime
@@ -21,6 +24,10 @@ from sousa_jax.errors import InputError, nearest, one_line_errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="configs/NAME.py[:preset]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run that is in --workdir.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or auto where the cluster tells.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is.")
 
 
 def default_workdir(config: ConfigDict, root: pathlib.Path = pathlib.Path("experiments")) -> pathlib.Path:
@@ -62,12 +69,18 @@ def _keys(config: ConfigDict, prefix: str = ""):
 
 
 def main(_: list[str]) -> None:
-    from sousa_jax import train  # late: errors in the arguments should not wait for JAX
+    from sousa_jax import devices, train  # late: errors in the arguments should not wait for JAX
 
     absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax and JAX report every file and backend
     with one_line_errors():
         config = _CONFIG.value
-        sys.exit(train.run(config, pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config)))
+        if config.deterministic:
+            devices.use_deterministic_operations()
+        if _COORDINATOR.value and not _WORKDIR.value:
+            raise InputError("several processes need one --workdir, which all of them can reach")
+        devices.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config)
+        sys.exit(train.run(config, workdir, overwrite=_OVERWRITE.value))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

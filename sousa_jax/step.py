@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from sousa_jax import augment, lora, models
-from sousa_jax.frontends import FrontendSpec, spectrogram
+from sousa_jax import lora, models
+from sousa_jax.augment import features_and_targets
+from sousa_jax.devices import Layout
+from sousa_jax.frontends import spectrogram
 from sousa_jax.lora import LoRA
 
 Batch = dict[str, jax.Array]
@@ -20,39 +22,30 @@ LORA_PLACE = 1_000
 
 class TrainState(NamedTuple):
     """All that changes in training: `params` are those that are trained. The step number is also what every random
-    draw is derived from."""
+    draw is derived from. `ema` holds running averages of `params` and `stats`, by the same paths, or nothing."""
 
     step: jax.Array
     params: models.Arrays
     stats: models.Arrays
     opt_state: optax.OptState
+    ema: models.Arrays
 
     @classmethod
     def create(
-        cls, params: models.Arrays, stats: models.Arrays, optimizer: optax.GradientTransformation
+        cls,
+        params: models.Arrays,
+        stats: models.Arrays,
+        optimizer: optax.GradientTransformation,
+        averaged: bool = False,
     ) -> "TrainState":
-        return cls(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+        ema = jax.tree.map(jnp.copy, {**params, **stats}) if averaged else {}  # the state's buffers are donated
+        return cls(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), ema)
 
-
-def features_and_targets(
-    rng: jax.Array, batch: Batch, n_classes: int, spec: FrontendSpec, config: ConfigDict
-) -> tuple[jax.Array, jax.Array]:
-    """Waveform → augmented spectrogram `(B, n_mels, n_frames)` and soft targets `(B, n_classes)`."""
-    edges_rng, stretch_rng, gain_rng, freq_rng, time_rng, mix_rng = jax.random.split(rng, 6)
-    settings = config.augment
-    x = spectrogram(batch["waveform"], spec, rng=edges_rng if settings.mel_jitter else None)
-    if settings.tempo_stretch:
-        x = augment.tempo_stretch(stretch_rng, x, settings.tempo_stretch)
-    if settings.gain_db:
-        x = augment.gain(gain_rng, x, settings.gain_db, spec)
-    targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], n_classes), config.train.label_smoothing)
-    if settings.mixup_alpha:
-        x, targets = augment.mixup(mix_rng, x, targets, settings.mixup_alpha)
-    if settings.freq_masks:
-        x = augment.mask(freq_rng, x, 1, settings.freq_masks, settings.freq_mask_bins, spec)
-    if settings.time_masks:
-        x = augment.mask(time_rng, x, 2, settings.time_masks, settings.time_mask_frames, spec)
-    return x, targets
+    def evaluated(self) -> tuple[models.Arrays, models.Arrays]:
+        """The `(params, stats)` that are evaluated and kept as the best: the averages where there are any."""
+        if not self.ema:
+            return self.params, self.stats
+        return tuple({path: self.ema[path] for path in arrays} for arrays in (self.params, self.stats))
 
 
 def make_train_step(
@@ -61,12 +54,14 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     config: ConfigDict,
     adapters: LoRA | None = None,
+    layout: Layout | None = None,
 ) -> Callable[[TrainState, models.Arrays, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step(state, frozen, batch) -> (state, metrics)`, jitted; the given state is donated. `frozen` are the
-    parameters that are not trained; gradients and moments exist for the others alone."""
-    apply = models.apply_fn(model_name, model_config, adapters=adapters)
+    parameters that are not trained; gradients and moments exist for the others alone. The new state lies on the
+    devices as `layout` says."""
+    apply = models.apply_fn(model_name, model_config, adapters=adapters, recompute=config.train.remat)
     spec = model_config.frontend
-    seed = config.seed
+    seed, accumulate, decay = config.seed, config.train.accumulate, config.train.ema
 
     def loss_fn(params, frozen, stats, batch, rng):
         features_rng, dropout_rng = jax.random.split(rng)
@@ -77,13 +72,27 @@ def make_train_step(
         outputs, stats = apply({**frozen, **params}, stats, x, train=True, rng=dropout_rng)
         return optax.softmax_cross_entropy(outputs.logits, targets).mean(), stats
 
+    def averaged(ema: models.Arrays, step: jax.Array, weights: models.Arrays) -> models.Arrays:
+        # Faster at first, so that random weights are soon forgotten; only when the optimizer has updated.
+        n_updates = step // accumulate
+        rate = 1.0 - jnp.minimum(decay, (1 + n_updates) / (10 + n_updates))
+        return optax.incremental_update(weights, ema, jnp.where(step % accumulate == 0, rate, 0.0))
+
     def train_step(state: TrainState, frozen: models.Arrays, batch: Batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, frozen, state.stats, batch, rng)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, stats, opt_state), metrics
+        step = state.step + 1
+        ema = averaged(state.ema, step, {**params, **stats}) if state.ema else {}
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
+            "parameter_norm": optax.tree.norm(params),
+        }
+        state = TrainState(step, params, stats, opt_state, ema)
+        return (layout.constrain(state) if layout else state), metrics
 
     return jax.jit(train_step, donate_argnums=0)
 

@@ -1,8 +1,6 @@
 """The training loop, top to bottom: set up, resume, train, evaluate."""
 
 import contextlib
-import dataclasses
-import json
 import math
 import pathlib
 import signal
@@ -10,33 +8,34 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sousa_jax import checkpoint, lora, metrics, models, strategies
+from sousa_jax import checkpoint, lora, metrics, models, record, start, strategies
 from sousa_jax.data import open_split, rows_from_clips, train_batches
 from sousa_jax.data.pipeline import BadClips
+from sousa_jax.devices import Layout, any_process, is_main
 from sousa_jax.errors import InputError
 from sousa_jax.evaluate import evaluate_split, known_table, predict, report_line
-from sousa_jax.logging import Progress, RunLog, environment, logger
+from sousa_jax.logging import Progress, RunLog, logger, peak_flops
 from sousa_jax.lora import LoRA, is_adapter
-from sousa_jax.models.layers import LENGTHS
 from sousa_jax.optim import learning_rate, make_optimizer
-from sousa_jax.rudiments import NUM_CLASSES
 from sousa_jax.step import TrainState, make_eval_step, make_train_step
 
-CONFIG_JSON = "config.json"
 
-
-def run(config: ConfigDict, workdir: pathlib.Path) -> int:
+def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> int:
     """Trains, evaluates and writes everything under `workdir`; goes on where an earlier call stopped.
 
-    Returns the exit code: 0, also when a SIGTERM stopped it with its state saved.
+    `overwrite` deletes the run that is there instead. Returns the exit code: 0, also when a SIGTERM stopped it with its
+    state saved.
     """
     # -------------------------------------------------------------------------------------------------- set up
-    _refuse_other_config(workdir, config)
+    if not overwrite:
+        record.refuse_other_config(workdir, config)
     _use_compilation_cache()
-    model_config = _model_config(config)
+    layout = Layout(config.devices.model, config.devices.fully_sharded)
+    model_config = start.network(config)
     spec = model_config.frontend
     train_clips, validation_clips, test_clips = (
         open_split(config.data, split, seed=config.seed, sample_rate=spec.sample_rate)
@@ -44,7 +43,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
     )
     bad, validation_bad = (BadClips(c, config.data.max_bad_fraction) for c in (train_clips, validation_clips))
     adapters = strategies.adapters(config)
-    params, stats = _initial_arrays(config, model_config, adapters)
+    params, stats = start.arrays(config, model_config, adapters)
     trained, frozen = strategies.split(config.strategy, config.train.head, params)
     n_per_epoch = _rows_per_epoch(train_clips, config)
     steps_per_epoch = math.ceil(n_per_epoch / rows_from_clips(config.data, config.train.batch_size))
@@ -52,15 +51,15 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
     n_updates = total_steps // config.train.accumulate
     optimizer = make_optimizer(config, n_updates, strategies.paces(config, trained, n_updates))
     schedule = learning_rate(config, n_updates)
-    state = TrainState.create(trained, stats, optimizer)
+    state = layout.place(TrainState.create(trained, stats, optimizer, averaged=config.train.ema > 0))
+    frozen = layout.place(frozen)
+    del params, stats  # on the devices of `layout` now
 
-    train_step = make_train_step(config.model.name, model_config, optimizer, config, adapters)
-    eval_step = make_eval_step(config.model.name, model_config, config.train.compute_dtype, adapters)
-    data_sharding, replicated = _shardings()
-
-    _record(workdir, config, model_config, (train_clips, validation_clips, test_clips))
+    if overwrite:
+        record.delete_run(workdir)
+    record.begin(workdir, config, model_config, (train_clips, validation_clips, test_clips))
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(RunLog(workdir, config))
+        log = stack.enter_context(RunLog(workdir, config, main=is_main()))
         stop = stack.enter_context(_StopSignal())
         checkpoints = checkpoint.RunCheckpoints(workdir)
         stack.callback(checkpoints.close)
@@ -74,9 +73,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
             state, progress = restored
             logger.info("resumed at step %d of %d", state.step, total_steps)
         step = int(state.step)
-        state, frozen = jax.device_put((state, frozen), replicated)
 
         # -------------------------------------------------------------------------------------------------- train
+        train_step, flops = _compiled_step(config, model_config, optimizer, adapters, layout, state, frozen)
+        eval_step = make_eval_step(config.model.name, model_config, config.train.compute_dtype, adapters)
         batches = stack.enter_context(
             train_batches(
                 config,
@@ -85,37 +85,35 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
                 window_s=spec.window_s,
                 bad=bad,
                 position=progress["position"],
-                sharding=data_sharding,
+                layout=layout,
             )
         )
-        bar = Progress(total_steps, step, config.train.batch_size)
+        peak = peak_flops(jax.devices()[0].device_kind, config.train.compute_dtype) * jax.device_count()
+        bar = Progress(total_steps, step, config.train.batch_size, flops_per_step=flops, peak_flops=peak)
         stack.callback(bar.close)
+        numbers = _Numbers(workdir, batches)
         started = time.perf_counter()
-        recent: list[jax.Array] = []  # losses since the last log line, on the device
         while step < total_steps and not progress["finished"]:
             batch, position = next(batches)
-            arrays = {"waveform": batch["waveform"], "label": batch["label"]}
-            state, step_metrics = train_step(state, frozen, jax.device_put(arrays, data_sharding))
+            arrays = layout.batch({"waveform": batch["waveform"], "label": batch["label"]})
+            state, found = train_step(state, frozen, arrays)
             step += 1
             progress["position"] = position
-            recent.append(step_metrics["loss"])
-            bar.update(f"epoch {step / steps_per_epoch:.1f}, loss {float(recent[max(0, len(recent) - 2)]):.3f}")
+            numbers.add(step, found, batch, position)
+            bar.update(f"epoch {step / steps_per_epoch:.1f}, loss {numbers.loss:.3f}")
 
             if step % config.train.log_every_steps == 0:
-                losses = jax.device_get(recent)
-                recent.clear()
-                log.scalars(step, {
-                    "train/loss": float(np.mean(losses)),
-                    "train/gradient_norm": float(step_metrics["gradient_norm"]),
-                    "train/learning_rate": float(schedule((step - 1) // config.train.accumulate)),
-                    "train/clips_per_second": bar.clips_per_second(),
-                })  # fmt: skip
+                scalars = {f"train/{name}": value for name, value in numbers.means().items()}
+                scalars["train/learning_rate"] = float(schedule((step - 1) // config.train.accumulate))
+                log.scalars(step, scalars | bar.speeds())
 
             if step % steps_per_epoch == 0:
-                _refuse_if_not_finite(float(step_metrics["loss"]), step, checkpoints)
-                score = _validate(
-                    eval_step, {**frozen, **state.params}, state.stats, validation_clips, spec, config, validation_bad
-                )
+                numbers.read()
+                with bar.pause():
+                    weights = state.evaluated()
+                    score = _validate(
+                        eval_step, frozen, weights, validation_clips, spec, config, validation_bad, layout
+                    )
                 epoch = step // steps_per_epoch
                 log.scalars(step, {f"validation/{name}": value for name, value in score.items()})
                 logger.info(
@@ -124,20 +122,21 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
                 )  # fmt: skip
                 if progress["best"] is None or score["balanced_accuracy"] > progress["best"]:
                     progress |= {"best": score["balanced_accuracy"], "best_step": step, "stale_epochs": 0}
-                    checkpoints.save_best(step, state.params, state.stats, {"validation": score})
+                    checkpoints.save_best(step, *weights, {"validation": score})
                 else:
                     progress["stale_epochs"] += 1
                 if progress["stale_epochs"] >= config.train.patience:
                     logger.info("no better score in %d epochs: stopping early", config.train.patience)
                     progress["finished"] = True
 
-            if stop.requested or step % config.train.checkpoint_every_steps == 0 or step % steps_per_epoch == 0:
-                _refuse_if_not_finite(float(step_metrics["loss"]), step, checkpoints)
+            stopping = stop.agreed(step, config.train.log_every_steps)
+            if stopping or step % config.train.checkpoint_every_steps == 0 or step % steps_per_epoch == 0:
+                numbers.read()  # a state that follows from numbers that are not finite is never saved
                 checkpoints.save_last(step, state, progress)
-            if stop.requested:
+            if stopping:
                 checkpoints.wait()
                 logger.info("stopped by %s; state saved at step %d. To go on: same command with --workdir=%s",
-                            stop.requested, step, workdir)  # fmt: skip
+                            stop.requested or "another process", step, workdir)  # fmt: skip
                 return 0
 
         # -------------------------------------------------------------------------------------------------- evaluate
@@ -150,53 +149,16 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int:
         best_params = {**frozen, **best["params"]}
         best_params = lora.merge(best_params, adapters) if adapters else best_params
         model = checkpoint.Model(config.model.name, model_config, best_params, best["stats"], {})
-        summary = evaluate_split(model, config, "test", workdir / "results", known_table(train_clips))
+        results = workdir / record.RESULTS
+        summary = evaluate_split(model, config, "test", results, known_table(train_clips), layout)
         log.scalars(step, {"test/balanced_accuracy": summary["balanced_accuracy"]})
+        log.checkpoint(checkpoints.best_folder(), f"{config.model.name}_{config.strategy}", {"step": step, **progress})
         logger.info("best validation score at step %d; %s", progress["best_step"], report_line(summary))
-        logger.info("results in %s", workdir / "results")
+        logger.info("results in %s", results)
     return 0
 
 
 # ------------------------------------------------------------------------------------------------------------- pieces
-
-
-def _model_config(config: ConfigDict) -> Any:
-    settings = config.model
-    if settings.length not in LENGTHS:
-        raise InputError(f"config.model.length={settings.length!r} is unknown, expected one of {LENGTHS}")
-    released = models.make_config(settings.name, settings.variant).frontend
-    changes = {"window_s": settings.window_s}
-    if settings.hop_ms:
-        changes["hop_length"] = settings.hop_ms * released.sample_rate // 1000
-    if settings.n_mels:
-        changes["n_mels"] = settings.n_mels
-    frontend = dataclasses.replace(released, **changes)
-    fields = {"num_classes": NUM_CLASSES, "frontend": frontend, **settings.settings}
-    return models.make_config(settings.name, settings.variant, **fields).for_window(settings.window_s, settings.length)
-
-
-def _initial_arrays(
-    config: ConfigDict, model_config: Any, adapters: LoRA | None
-) -> tuple[models.Arrays, models.Arrays]:
-    """Random weights, or those of `config.init_from`, which must fit entirely; and fresh adapters."""
-    name, variant = config.model.name, config.model.variant
-    convert = f"python -m ports.convert --model={name} --checkpoint=OFFICIAL_FILE --out={config.init_from or 'DIR'}"
-    if not config.init_from and config.strategy in strategies.NEEDS_WEIGHTS and not config.allow_random_init:
-        raise InputError(
-            f"strategy {config.strategy!r} needs trained weights: give --config.init_from=DIR, which a run leaves or "
-            f"`{convert}` writes (--config.allow_random_init=True starts from random ones all the same)"
-        )
-    params, stats = models.init(name, model_config, config.seed, adapters=adapters)
-    if config.init_from:
-        if not pathlib.Path(config.init_from).is_dir():
-            raise InputError(f"there is no folder {config.init_from}; `{convert}` writes one")
-        given = checkpoint.load_model(config.init_from)
-        base = {path: array for path, array in params.items() if not is_adapter(path)}
-        differences = checkpoint.tree_differences(given.params, base)
-        if differences:
-            raise InputError(f"{config.init_from} ({given.name}) does not fit {name} {variant}: {differences}")
-        params, stats = {**params, **given.params}, given.stats
-    return params, stats
 
 
 def _counts(trained: models.Arrays, frozen: models.Arrays) -> str:
@@ -216,10 +178,11 @@ def _rows_per_epoch(clips: Any, config: ConfigDict) -> int:
     return clips.table["augmentation_group_id"].nunique() if by_performance else len(clips)
 
 
-def _validate(eval_step, params, stats, clips, spec, config, bad) -> dict[str, float]:
+def _validate(eval_step, frozen, weights, clips, spec, config, bad, layout) -> dict[str, float]:
+    params, stats = weights
     predictions = predict(
         eval_step,
-        params,
+        {**frozen, **params},
         stats,
         clips,
         spec,
@@ -227,15 +190,9 @@ def _validate(eval_step, params, stats, clips, spec, config, bad) -> dict[str, f
         workers=config.data.workers,
         bad=bad,
         windows="first",
+        layout=layout,
     )
     return metrics.scores(clips.table["label"].to_numpy()[predictions.clip], predictions.first)
-
-
-def _shardings():
-    """Batches are split over all devices, parameters are on each."""
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    named = jax.sharding.NamedSharding
-    return named(mesh, jax.sharding.PartitionSpec("data")), named(mesh, jax.sharding.PartitionSpec())
 
 
 def _use_compilation_cache() -> None:
@@ -244,12 +201,75 @@ def _use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path("~/.cache/sousa_jax/jax").expanduser()))
 
 
-def _refuse_if_not_finite(loss: float, step: int, checkpoints: checkpoint.RunCheckpoints) -> None:
-    if not math.isfinite(loss):
-        checkpoints.wait()
+def _compiled_step(
+    config: ConfigDict, model_config: Any, optimizer: Any, adapters: LoRA | None, layout: Layout, state: TrainState,
+    frozen: models.Arrays,
+) -> tuple[Any, float]:  # fmt: skip
+    """The training step, compiled here and only here, and its floating-point operations: those of the program as it is
+    written, on all devices, what `config.train.remat` computes again included."""
+    step = make_train_step(config.model.name, model_config, optimizer, config, adapters, layout)
+    rows, n_samples = config.train.batch_size, model_config.frontend.window_samples
+    batch = {
+        "waveform": jax.ShapeDtypeStruct((rows, n_samples), jnp.float32, sharding=layout.rows),
+        "label": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=layout.rows),
+    }
+    started = time.perf_counter()
+    lowered = step.lower(state, frozen, batch)
+    compiled = lowered.compile()
+    logger.info("training step compiled in %.0f s", time.perf_counter() - started)
+    return compiled, (lowered.cost_analysis() or {}).get("flops", 0.0)
+
+
+class _Numbers:
+    """What training steps return, read one step late so that the device need not wait for the host.
+
+    A number that is not finite ends the run: `InputError`, after the batch's clips were written beside the checkpoints.
+    """
+
+    NAME = "non_finite_batch"
+
+    def __init__(self, workdir: pathlib.Path, batches: Any):
+        self._workdir, self._batches = workdir, batches
+        self._unread: tuple | None = None
+        self._since_means: list[dict[str, float]] = []
+        self.loss = math.nan  # the last one read
+
+    def add(self, step: int, found: dict[str, jax.Array], batch: dict[str, Any], position: dict[str, int]) -> None:
+        """Takes the numbers of a step that may still be running, and reads those of the step before."""
+        before, self._unread = self._unread, (step, found, batch, position)
+        self._read(before)
+
+    def read(self) -> None:
+        """Reads all; when it returns, every number so far was finite."""
+        before, self._unread = self._unread, None
+        self._read(before)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each number since the last call; norms are those of the last step."""
+        self.read()
+        losses = [found["loss"] for found in self._since_means]
+        newest = self._since_means[-1]
+        self._since_means = []
+        return newest | {"loss": float(np.mean(losses))}
+
+    def _read(self, unread: tuple | None) -> None:
+        if unread is None:
+            return
+        step, found, batch, position = unread
+        found = {name: float(value) for name, value in jax.device_get(found).items()}
+        wrong = next((name for name, value in found.items() if not math.isfinite(value)), None)
+        if wrong is None:
+            self.loss = found["loss"]
+            self._since_means.append(found)
+            return
+        process = "" if jax.process_count() == 1 else f"_{jax.process_index()}"
+        path = self._workdir / f"{self.NAME}{process}.json"
+        clips = self._batches.names(batch, position)
+        numbers = {name: repr(value) for name, value in found.items()}
+        checkpoint.write_json(path, {"step": step, "numbers": numbers, "position_behind": position, "clips": clips})
         raise InputError(
-            f"the loss is {loss} at step {step}; the last checkpoint is from before. "
-            "Try a smaller --config.train.learning_rate in a new --workdir"
+            f"the {wrong.replace('_', ' ')} is {found[wrong]} at step {step}; the clips of that batch are in {path}, "
+            "the last checkpoint is from before. Try a smaller --config.train.learning_rate in a new --workdir"
         )
 
 
@@ -272,59 +292,8 @@ class _StopSignal:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
 
-
-# ------------------------------------------------------------------------------------------------------ a run's record
-
-
-def _stored(config: ConfigDict) -> dict[str, Any]:
-    return json.loads(config.to_json())
-
-
-def _refuse_other_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    if not (workdir / CONFIG_JSON).exists():
-        return
-    before = json.loads((workdir / CONFIG_JSON).read_text("utf-8"))["config"]
-    flat = [dict(_leaves(c)) for c in (before, _stored(config))]
-    changed = [key for key in flat[0] | flat[1] if flat[0].get(key) != flat[1].get(key)]
-    if changed:
-        shown = ", ".join(f"{key} was {flat[0].get(key)!r}, is {flat[1].get(key)!r}" for key in sorted(changed)[:5])
-        raise InputError(f"{workdir} holds a run with another config ({shown}); choose another --workdir")
-
-
-def _leaves(tree: dict[str, Any], prefix: str = ""):
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _record(workdir: pathlib.Path, config: ConfigDict, model_config: Any, splits: tuple) -> None:
-    """Writes `config.json` and `model.json` when the run begins; later, refuses to go on with other data."""
-    fingerprints = {clips.split: clips.fingerprint for clips in splits}
-    if (workdir / CONFIG_JSON).exists():
-        before = json.loads((workdir / CONFIG_JSON).read_text("utf-8"))["data"]["fingerprints"]
-        if before != fingerprints:
-            raise InputError(
-                f"{workdir} was trained on data {before}, {config.data.path} now is {fingerprints}; "
-                "choose another --workdir"
-            )
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    model = models.config_to_json(config.model.name, model_config)
-    if config.strategy in ("lora", "head"):
-        settings = (config.train.head, strategies.adapters(config), config.init_from, config.seed)
-        model["partly"] = checkpoint.partly_trained(config.strategy, *settings)
-    checkpoint.write_json(workdir / checkpoint.MODEL_JSON, model)
-    record = {
-        "config": _stored(config),
-        "seed": config.seed,
-        **environment(),
-        "data": {
-            "path": config.data.path,
-            "revision": getattr(splits[0], "resolved_revision", None),
-            "fingerprints": fingerprints,
-            "clips": {clips.split: len(clips) for clips in splits},
-        },
-    }
-    checkpoint.write_json(workdir / CONFIG_JSON, record)
+    def agreed(self, step: int, every: int) -> bool:
+        """Whether to stop after this step. Several processes ask each other, each `every` steps."""
+        if jax.process_count() == 1:
+            return bool(self.requested)
+        return step % every == 0 and any_process(bool(self.requested))

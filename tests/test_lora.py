@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from sousa_jax import lora, models, train
+from sousa_jax import lora, models, start, strategies
 from sousa_jax.errors import InputError
 from sousa_jax.lora import LoRA
 
@@ -18,7 +18,7 @@ def small(name):
     """A small relative of a network, its adapters, and some features for it."""
     config = common.experiment(name, "lora", "smoke")
     settings = LoRA(config.lora.targets, rank=3, alpha=6.0)
-    made = train._model_config(config)
+    made = start.network(config)
     shape = (2, made.frontend.n_mels, made.frontend.n_frames(made.frontend.window_samples))
     return made, settings, jax.random.normal(jax.random.key(0), shape)
 
@@ -65,7 +65,7 @@ def test_targets_say_which_layers():
 @pytest.mark.parametrize(("name", "percent"), [("htsat", 0.57), ("beats", 0.37), ("ast", 0.38), ("efficientat", 0.58)])
 def test_share_of_the_adapters_in_the_full_networks(name, percent):
     config = common.experiment(name, "lora")
-    params, _ = models.abstract(name, train._model_config(config), adapters=train.strategies.adapters(config))
+    params, _ = models.abstract(name, start.network(config), adapters=strategies.adapters(config))
     sizes = {True: 0, False: 0}
     for path, array in params.items():
         sizes[lora.is_adapter(path)] += array.size

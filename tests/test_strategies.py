@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from sousa_jax import models, strategies, train
+from sousa_jax import models, start, strategies
 from sousa_jax.errors import InputError
 from sousa_jax.optim import make_optimizer
 from sousa_jax.strategies import Pace
@@ -123,10 +123,10 @@ def test_every_experiment_builds(model, strategy):
     for preset in ("", *common.PRESETS):
         config = get_config(preset)
         assert (config.strategy, config.model.name) == (strategy, model)
-        assert train._model_config(config).num_classes == 40
+        assert start.network(config).num_classes == 40
         assert config.allow_random_init == (preset == "smoke")
     config = get_config("smoke")
-    params, _ = models.abstract(model, train._model_config(config), adapters=strategies.adapters(config))
+    params, _ = models.abstract(model, start.network(config), adapters=strategies.adapters(config))
     trained, frozen = strategies.split(config.strategy, config.train.head, params)
     assert bool(frozen) == (strategy == "lora")
     assert strategies.paces(config, trained, 100).keys() == trained.keys()

@@ -1,6 +1,6 @@
 """Labelled clips: SOUSA from the Hub or a folder, or the built-in synthesizer, behind one switch."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sousa_jax.data.pipeline import BadClips, TrainBatches
     from sousa_jax.data.sousa import StreamedClips
     from sousa_jax.data.synth import SynthBatches
+    from sousa_jax.devices import Layout
 
 SPLITS = ("train", "validation", "test")
 
@@ -61,9 +62,14 @@ def train_batches(
     window_s: float,
     bad: "BadClips",
     position: dict[str, int] | None,
-    sharding: Any = None,
+    layout: "Layout | None" = None,
 ) -> "TrainBatches | SynthBatches | MixedBatches":
-    """Infinite training batches: of `clips`, made on the device by the synthesizer, or of both."""
+    """Infinite training batches: of `clips`, made on the device by the synthesizer, or of both.
+
+    Recorded clips come as the rows of this process, synthetic ones lie as `layout` says.
+    """
+    import jax
+
     from sousa_jax.data.mixed import MixedBatches
     from sousa_jax.data.pipeline import TrainBatches
     from sousa_jax.data.synth import Source, SynthBatches
@@ -79,7 +85,7 @@ def train_batches(
             window_s=window_s,
             seed=config.seed,
             position=position,
-            sharding=sharding if n == batch_size else None,
+            layout=layout,
             bandwidth_hz=data.synth.bandwidth_hz,
         )
 
@@ -95,6 +101,8 @@ def train_batches(
             by_performance=data.by_performance,
             workers=data.workers,
             prefetch=data.prefetch,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
     if data.path == "synth":
@@ -102,4 +110,4 @@ def train_batches(
     if n_rows == batch_size:
         return recorded(batch_size, position)
     given, made = MixedBatches.positions(position)
-    return MixedBatches(recorded(n_rows, given), synthetic(batch_size - n_rows, made))
+    return MixedBatches(recorded(n_rows, given), synthetic(batch_size - n_rows, made), layout)

@@ -120,7 +120,7 @@ class TrainBatches:
         process_index: int = 0,
         process_count: int = 1,
     ):
-        self._seed, self._bad, self._sample_rate = seed, bad, sample_rate
+        self._clips, self._seed, self._bad, self._sample_rate = clips, seed, bad, sample_rate
         self._n_samples = _window_samples(window_s, sample_rate)
         self._batch_size = batch_size
         self._rows = _rows_of_process(batch_size, process_index, process_count)
@@ -147,6 +147,10 @@ class TrainBatches:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def names(self, batch: Batch, _: dict[str, int]) -> list[str]:
+        """The `sample_id` of each row of a batch."""
+        return self._clips.table["sample_id"].reindex(batch["clip"]).astype(str).tolist()
 
     def close(self) -> None:
         """Ends the threads; clips being decoded are finished first."""

@@ -20,7 +20,7 @@ from sousa_jax.models.ast import AST, ASTConfig
 from sousa_jax.models.beats import BEATs, BEATsConfig
 from sousa_jax.models.efficientat import EfficientAT, EfficientATConfig
 from sousa_jax.models.htsat import HTSAT, HTSATConfig
-from sousa_jax.models.layers import Outputs
+from sousa_jax.models.layers import Outputs, Recomputable
 
 Arrays = dict[str, jax.Array]
 
@@ -86,8 +86,10 @@ def init(
     return create()
 
 
-def apply_fn(name: str, config: Any, *, adapters: LoRA | None = None) -> Callable[..., tuple[Outputs, Arrays]]:
-    """The network as a pure function, with adapters or without.
+def apply_fn(
+    name: str, config: Any, *, adapters: LoRA | None = None, recompute: bool = False
+) -> Callable[..., tuple[Outputs, Arrays]]:
+    """The network as a pure function, with adapters or without; `recompute` for gradient checkpointing.
 
     Returns `apply(params, stats, features, *, train=False, rng=None) -> (Outputs, new_stats)`; the new
     statistics equal the old ones unless `train`.
@@ -96,6 +98,9 @@ def apply_fn(name: str, config: Any, *, adapters: LoRA | None = None) -> Callabl
 
     def apply(params, stats, features, *, train=False, rng=None):
         model = _unflatten(graphdef, template, {**params, **stats})
+        for _, node in nnx.iter_graph(model) if recompute else ():
+            if isinstance(node, Recomputable):
+                node.recompute = True
         outputs = model(features, train=train, rng=rng)
         return outputs, _flatten(nnx.state(model))[1]
 

@@ -19,7 +19,7 @@ from jax import lax
 
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
-from sousa_jax.models.layers import LENGTHS, Outputs
+from sousa_jax.models.layers import LENGTHS, Outputs, Recomputable
 from sousa_jax.models.transformer import (
     MLP,
     NORMAL,
@@ -181,7 +181,7 @@ class Attention(nnx.Module):
         return self.output(attend(query, key, value))  # (B, heads, tokens, 64) each → (B, tokens, D)
 
 
-class Block(nnx.Module):
+class Block(Recomputable):
     """Pre-norm transformer block: attention, then MLP, each added to what it read."""
 
     def __init__(self, config: ASTConfig, drop_path_rate: float, *, rngs: nnx.Rngs):
@@ -191,7 +191,7 @@ class Block(nnx.Module):
         self.mlp = MLP(config.width, config.mlp_width, dropout=config.dropout, rngs=rngs)
         self.dropout, self.drop_path = config.dropout, drop_path_rate
 
-    def __call__(self, x: jax.Array, rng: jax.Array | None) -> jax.Array:
+    def forward(self, x: jax.Array, rng: jax.Array | None) -> jax.Array:
         y = dropout(self.attention(self.norm1(x)), self.dropout, rng, 2)  # the MLP draws in places 0 and 1
         x = x + drop_path(y, self.drop_path, rng, 3)
         return x + drop_path(self.mlp(self.norm2(x), rng), self.drop_path, rng, 4)

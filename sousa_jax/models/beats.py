@@ -21,7 +21,7 @@ from scipy.fft import next_fast_len
 
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
-from sousa_jax.models.layers import Outputs
+from sousa_jax.models.layers import Outputs, Recomputable
 from sousa_jax.models.transformer import MLP, LayerNorm, Linear, dropout, gelu, layer_rng, project, split_heads
 
 # One network in all released files, iterations 1 to 3+; they differ in their weights, and in having classes.
@@ -288,7 +288,7 @@ class Attention(nnx.Module):
         return self.output(jnp.swapaxes(mixed, 1, 2).reshape(x.shape))
 
 
-class Block(nnx.Module):
+class Block(Recomputable):
     """Attention and MLP, each normalized after it is added to `alpha` times its input (deep norm)."""
 
     def __init__(self, config: BEATsConfig, *, rngs: nnx.Rngs):
@@ -298,7 +298,7 @@ class Block(nnx.Module):
         self.mlp = MLP(config.features, config.hidden_features, kernel_init=_xavier(config.beta), rngs=rngs)
         self.norm2 = LayerNorm(config.features, epsilon=_EPSILON)
 
-    def __call__(self, x: jax.Array, bias: jax.Array, hidden: jax.Array | None, rng: jax.Array | None) -> jax.Array:
+    def forward(self, x: jax.Array, bias: jax.Array, hidden: jax.Array | None, rng: jax.Array | None) -> jax.Array:
         rates, alpha = self.config, self.config.alpha
         attended = self.attention(x, bias, hidden, rng)
         x = self.norm1(alpha * x + dropout(attended, rates.dropout, rng, 1))

@@ -14,7 +14,7 @@ from flax import nnx
 
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
-from sousa_jax.models.layers import Norm, Outputs, depthwise_conv, pointwise_conv
+from sousa_jax.models.layers import Norm, Outputs, Recomputable, depthwise_conv, pointwise_conv
 
 # kernel, expanded channels, output channels, squeeze-excitation, activation, stride: at width 1.
 # Strides of 2 are replaced by `EfficientATConfig.strides`, in order.
@@ -210,7 +210,7 @@ class ConcurrentSE(nnx.Module):
         return _AGGREGATIONS[self.agg](jnp.stack([branch(x) for branch in self.branches]), axis=0)
 
 
-class InvertedResidual(nnx.Module):
+class InvertedResidual(Recomputable):
     """1 × 1 expansion (absent where it would not widen), depthwise, squeeze-excitation, 1 × 1 projection."""
 
     def __init__(self, in_channels, kernel_size, expanded, out_channels, activation, stride, se, config, *, rngs):
@@ -221,7 +221,7 @@ class InvertedResidual(nnx.Module):
         self.project = Pointwise(expanded, out_channels, "none", config, rngs=rngs)
         self.residual = stride == 1 and in_channels == out_channels
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def forward(self, x: jax.Array, train: bool) -> jax.Array:
         y = x if self.expand is None else self.expand(x, train)
         y = self.depthwise(y, train)
         y = y if self.se is None else self.se(y)

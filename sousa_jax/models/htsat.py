@@ -16,7 +16,7 @@ from flax import nnx
 
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
-from sousa_jax.models.layers import LENGTHS, Norm, Outputs
+from sousa_jax.models.layers import LENGTHS, Norm, Outputs, Recomputable
 from sousa_jax.models.transformer import (
     MLP,
     NORMAL,
@@ -288,7 +288,7 @@ class WindowAttention(nnx.Module):
         return self.output(attend(*projected, bias))  # (B, windows, L, C)
 
 
-class Block(nnx.Module):
+class Block(Recomputable):
     """Attention in windows, every other block's shifted by half a window; MLP; both pre-norm and residual."""
 
     def __init__(self, config: HTSATConfig, stage: int, shifted: bool, drop_path: float, *, rngs: nnx.Rngs):
@@ -301,7 +301,7 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(features, epsilon=EPSILON)
         self.mlp = MLP(features, config.mlp_ratio * features, dropout=config.dropout, rngs=rngs)
 
-    def __call__(self, x: jax.Array, rng: jax.Array | None) -> jax.Array:
+    def forward(self, x: jax.Array, rng: jax.Array | None) -> jax.Array:
         # The MLP draws at places 0 and 1 of the key.
         y = dropout(self._attend(self.norm1(x)), self.dropout, rng, 2)
         x = x + drop_path(y, self.drop_path, rng, 3)

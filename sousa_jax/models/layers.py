@@ -4,7 +4,7 @@ The parts carry their own backward passes where XLA's automatic ones move more m
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,19 @@ class Outputs(NamedTuple):
     logits: jax.Array
     embedding: jax.Array
     frames: jax.Array
+
+
+class Recomputable(nnx.Module):
+    """A block, `forward(x, *others) -> x`, of which the backward pass may keep the input alone and compute the inside
+    again (gradient checkpointing, T. Chen et al., arXiv:1604.06174): where `recompute` is set. Same numbers, a third
+    more work, far less memory."""
+
+    recompute = False
+
+    def __call__(self, x: jax.Array, *others: Any) -> jax.Array:
+        if not self.recompute:
+            return self.forward(x, *others)
+        return nnx.remat(lambda block, x: block.forward(x, *others))(self, x)
 
 
 # ------------------------------------------------------------------------------------------- batch norm and activation

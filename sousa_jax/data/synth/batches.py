@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sousa_jax.data.synth.performance import TEMPO_BPM
 from sousa_jax.data.synth.render import render_batch
@@ -21,6 +22,7 @@ from sousa_jax.data.synth.stream import Performance, Source, draw_row, row_keys,
 from sousa_jax.data.synth.strokes import Strokes
 from sousa_jax.data.synth.targets import around_the_loop
 from sousa_jax.data.synth.written import SCORES
+from sousa_jax.devices import Layout
 from sousa_jax.errors import InputError
 
 # A clip sounds for about that long after its last stroke before its level falls below `trim_tail`'s floor: the median
@@ -48,7 +50,7 @@ class SynthBatches:
       seed: not negative.
       split: whose players play.
       position: as yielded, to resume there; None starts at the beginning.
-      sharding: a `NamedSharding` of the arrays' first axis; None: on the default device.
+      layout: how rows are split among devices, each of which makes its own; None: on the default device.
       bandwidth_hz: nothing sounds above it; 0 is no limit. For recordings of a known, lower sample rate.
 
     Raises:
@@ -65,30 +67,35 @@ class SynthBatches:
         seed: int,
         split: str = "train",
         position: dict[str, int] | None = None,
-        sharding: jax.sharding.NamedSharding | None = None,
+        layout: Layout | None = None,
         bandwidth_hz: float = 0.0,
     ):
         if batch_size < 1 or window_s <= 0:
             raise InputError(f"a batch needs batch_size >= 1 and window_s > 0, not {batch_size} and {window_s}")
         self._row, self._batch_size = position["sample"] if position else 0, batch_size
-        self._key = stream_key(seed, split)
+        self._seed, self._split = seed, split
+        stream_key(seed, split)  # refuses what is wrong with them
         make = functools.partial(
             make_batch, source=source, sample_rate=sample_rate, window_s=window_s, bandwidth_hz=bandwidth_hz
         )
-        if sharding is not None:  # each device makes its own rows
-            if batch_size % sharding.num_devices:
-                raise InputError(f"a batch of {batch_size} rows does not divide among {sharding.num_devices} devices")
-            one, each = jax.sharding.PartitionSpec(), sharding.spec
-            make = jax.shard_map(make, mesh=sharding.mesh, in_specs=(one, each), out_specs=each, check_vma=False)
-        self._make = jax.jit(lambda key, first: make(key, first + jnp.arange(batch_size)))
+        if layout is not None:
+            layout.check_rows(batch_size)
+            one, each = layout.everywhere.spec, layout.rows.spec
+            make = jax.shard_map(make, mesh=layout.mesh, in_specs=(one, each), out_specs=each, check_vma=False)
+        self._make = jax.jit(lambda first: make(stream_key(seed, split), first + jnp.arange(batch_size)))
 
     def __iter__(self) -> "SynthBatches":
         return self
 
     def __next__(self) -> tuple[dict[str, Any], dict[str, int]]:
-        batch = self._make(self._key, jnp.int32(self._row))
+        batch = self._make(np.int32(self._row))
         self._row += self._batch_size
         return batch, {"sample": self._row}
+
+    def names(self, _: Any, position: dict[str, int]) -> list[str]:
+        """What each row of the batch before `position` is: seed, split and row say it all."""
+        rows = range(position["sample"] - self._batch_size, position["sample"])
+        return [f"synth seed {self._seed} {self._split} row {row}" for row in rows]
 
     def __enter__(self) -> "SynthBatches":
         return self

@@ -95,15 +95,23 @@ def test_each_device_makes_its_own_rows():
     program = f"""
         import jax, numpy as np
         from sousa_jax.data.synth import Source, SynthBatches
-        mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        from sousa_jax.devices import Layout
+        from sousa_jax.errors import InputError
+        layout = Layout()
+        assert layout.rows.num_devices == 4
         shape = dict(batch_size=8, sample_rate={RATE}, window_s=0.5, seed=0)
-        batch, _ = next(SynthBatches(Source(), sharding=sharding, **shape))
-        assert all(leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf in jax.tree.leaves(batch))
+        batch, _ = next(SynthBatches(Source(), layout=layout, **shape))
+        assert all(leaf.sharding.is_equivalent_to(layout.rows, leaf.ndim) for leaf in jax.tree.leaves(batch))
         alone, _ = next(SynthBatches(Source(), **shape))
         for name in ("label", "tier", "tempo_bpm"):
             np.testing.assert_array_equal(batch[name], alone[name])
         np.testing.assert_allclose(batch["waveform"], alone["waveform"], atol=1e-3)
+        try:
+            SynthBatches(Source(), layout=layout, **shape | dict(batch_size=6))
+        except InputError as error:
+            assert "a batch of 6 rows does not divide among 4 devices" in str(error)
+        else:
+            raise AssertionError("six rows among four devices")
         """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", textwrap.dedent(program)]
@@ -153,11 +161,3 @@ def test_strokes_go_round_with_a_short_clip():
     strokes = hand_made((0.1, 100, False), (0.6, 50, False))
     looped = around_the_loop(strokes, start_s=0.5, length_s=1.0, window_s=2.2, max_rounds=4)
     np.testing.assert_allclose(np.sort(looped.time_s[looped.valid]), [0.1, 0.6, 1.1, 1.6, 2.1], atol=1e-6)
-
-
-def test_a_batch_that_does_not_divide_among_the_devices_is_refused():
-    class Two:
-        num_devices = 2
-
-    with pytest.raises(InputError, match="3 rows does not divide among 2 devices"):
-        SynthBatches(Source(), batch_size=3, sample_rate=RATE, window_s=1.0, seed=0, sharding=Two())
