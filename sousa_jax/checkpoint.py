@@ -12,7 +12,9 @@ A run's checkpoints carry a checksum: Orbax finds a file that was cut off, but n
 
 import contextlib
 import dataclasses
+import functools
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -32,6 +34,7 @@ from sousa_jax.lora import LoRA
 
 ARRAYS, MODEL_JSON, CHECKPOINTS = "arrays", "model.json", "checkpoints"
 CHECKSUM = "checksum"
+FULL_DISK = "No space left on device"
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -165,6 +168,18 @@ def checksum(tree: Any) -> jax.Array:
     return jnp.sum(jnp.stack(sums), dtype=jnp.uint32)
 
 
+@functools.cache
+def _say_little_of_full_disks() -> None:
+    """Orbax's threads log hundreds of lines about what `_full_disk_in_one_line` says. (TensorStore still prints an
+    `Event loop is closed` for every array whose writing comes to nothing with it; no hook of Python's gets at that.)"""
+
+    def tells_of_something_else(record: logging.LogRecord) -> bool:
+        return FULL_DISK not in f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}"
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(tells_of_something_else)
+
+
 class RunCheckpoints:
     """The checkpoints of one training run.
 
@@ -177,6 +192,7 @@ class RunCheckpoints:
 
     def __init__(self, workdir: pathlib.Path):
         self._folder = pathlib.Path(workdir).absolute() / CHECKPOINTS
+        _say_little_of_full_disks()
         self._last = self._manager(self._folder / "last", keep=2)
         self._best = self._manager(self._folder / "best", keep=1)
 
@@ -279,7 +295,7 @@ class RunCheckpoints:
         try:
             yield
         except Exception as error:
-            if "No space left on device" not in str(error):
+            if FULL_DISK not in str(error):
                 raise
             raise InputError(
                 f"the disk of {self._folder} is full; the checkpoints from before are intact. "

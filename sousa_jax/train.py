@@ -1,6 +1,7 @@
 """The training loop, top to bottom: set up, resume, train, evaluate."""
 
 import contextlib
+import functools
 import math
 import pathlib
 import signal
@@ -35,6 +36,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         record.refuse_other_config(workdir, config)
     _use_compilation_cache()
     layout = Layout(config.devices.model, config.devices.fully_sharded)
+    for rows in (config.train.batch_size, config.eval.batch_size):
+        layout.check_rows(rows)
     model_config = start.network(config)
     spec = model_config.frontend
     train_clips, validation_clips, test_clips = (
@@ -55,8 +58,18 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
     frozen = layout.place(frozen)
     del params, stats  # on the devices of `layout` now
 
+    open_batches = functools.partial(
+        train_batches,
+        config,
+        train_clips,
+        sample_rate=spec.sample_rate,
+        window_s=spec.window_s,
+        bad=bad,
+        layout=layout,
+    )
     if overwrite:
-        record.delete_run(workdir)
+        with open_batches(position=None):  # refuses what cannot be had, before anything is lost
+            record.delete_run(workdir)
     record.begin(workdir, config, model_config, (train_clips, validation_clips, test_clips))
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(RunLog(workdir, config, main=is_main()))
@@ -77,17 +90,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         # -------------------------------------------------------------------------------------------------- train
         train_step, flops = _compiled_step(config, model_config, optimizer, adapters, layout, state, frozen)
         eval_step = make_eval_step(config.model.name, model_config, config.train.compute_dtype, adapters)
-        batches = stack.enter_context(
-            train_batches(
-                config,
-                train_clips,
-                sample_rate=spec.sample_rate,
-                window_s=spec.window_s,
-                bad=bad,
-                position=progress["position"],
-                layout=layout,
-            )
-        )
+        batches = stack.enter_context(open_batches(position=progress["position"]))
         peak = peak_flops(jax.devices()[0].device_kind, config.train.compute_dtype) * jax.device_count()
         bar = Progress(total_steps, step, config.train.batch_size, flops_per_step=flops, peak_flops=peak)
         stack.callback(bar.close)
@@ -257,7 +260,7 @@ class _Numbers:
             return
         step, found, batch, position = unread
         found = {name: float(value) for name, value in jax.device_get(found).items()}
-        wrong = next((name for name, value in found.items() if not math.isfinite(value)), None)
+        wrong = next((name for name in ("loss", *found) if not math.isfinite(found[name])), None)
         if wrong is None:
             self.loss = found["loss"]
             self._since_means.append(found)
