@@ -88,7 +88,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         step = int(state.step)
 
         # -------------------------------------------------------------------------------------------------- train
-        train_step, flops = _compiled_step(config, model_config, optimizer, adapters, layout, state, frozen)
+        train_step, flops = None, 0.0
+        if step < total_steps and not progress["finished"]:
+            train_step, flops = _compiled_step(config, model_config, optimizer, adapters, layout, state, frozen)
         eval_step = make_eval_step(config.model.name, model_config, config.train.compute_dtype, adapters)
         batches = stack.enter_context(open_batches(position=progress["position"]))
         peak = peak_flops(jax.devices()[0].device_kind, config.train.compute_dtype) * jax.device_count()
