@@ -26,7 +26,7 @@ from flax import nnx
 from benchmarks.dilated import DilatedBlocks
 from sousa_jax.data.sousa import open_clips
 from sousa_jax.data.synth import Source, SynthBatches
-from sousa_jax.data.synth.strokes import GRACE, Strokes
+from sousa_jax.data.synth.strokes import Strokes
 from sousa_jax.data.synth.targets import frame_targets
 from sousa_jax.errors import one_line_errors
 from sousa_jax.frontends import FrontendSpec, spectrogram
@@ -72,8 +72,7 @@ def synthetic_batches(batch_size: int, seed: int, dialect: str) -> Iterator[tupl
 
     @jax.jit
     def onsets(strokes: Strokes) -> jax.Array:
-        counted = strokes._replace(valid=strokes.valid & (~strokes.is_grace | (strokes.kind == GRACE)))
-        return jax.vmap(lambda s: frame_targets(s, n_frames(WINDOW_S), FRAMES_PER_SECOND).onset)(counted)
+        return jax.vmap(lambda s: frame_targets(s, n_frames(WINDOW_S), FRAMES_PER_SECOND).onset)(strokes)
 
     source = Source(dialect, num_cycles=0, window_s=WINDOW_S)
     for batch, _ in SynthBatches(source, batch_size=batch_size, sample_rate=RATE, window_s=WINDOW_S, seed=seed):

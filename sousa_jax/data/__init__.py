@@ -63,10 +63,12 @@ def train_batches(
     bad: "BadClips",
     position: dict[str, int] | None,
     layout: "Layout | None" = None,
+    strokes_per_second: int = 0,
 ) -> "TrainBatches | SynthBatches | MixedBatches":
     """Infinite training batches: of `clips`, made on the device by the synthesizer, or of both.
 
-    Recorded clips come as the rows of this process, synthetic ones lie as `layout` says.
+    Recorded clips come as the rows of this process, synthetic ones lie as `layout` says. With `strokes_per_second`
+    above 0 batches have `stroke_targets`, a `FrameTargets` of that many frames a second.
     """
     import jax
 
@@ -87,6 +89,7 @@ def train_batches(
             position=position,
             layout=layout,
             bandwidth_hz=data.synth.bandwidth_hz,
+            strokes_per_second=strokes_per_second,
         )
 
     def recorded(n: int, position: dict[str, int] | None) -> TrainBatches:
@@ -103,6 +106,7 @@ def train_batches(
             prefetch=data.prefetch,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            strokes_per_second=strokes_per_second,
         )
 
     if data.path == "synth":

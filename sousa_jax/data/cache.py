@@ -23,6 +23,7 @@ import numpy as np
 
 from sousa_jax.data.clips import BadClip, Clips
 from sousa_jax.data.pipeline import ordered_map
+from sousa_jax.data.strokes import ClipStrokes
 from sousa_jax.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class CachedClips:
         self.fingerprint = clips.fingerprint
         self.split = clips.split
         self.table = clips.table
+        self._clips = clips
         self.sample_rate = sample_rate
         folder = pathlib.Path(cache_dir) / f"{clips.fingerprint}-{clips.split}-{sample_rate}"
         if not folder.exists():
@@ -82,6 +84,10 @@ class CachedClips:
             sample_id = self.table["sample_id"].iloc[index]
             raise BadClip(sample_id, self._bad[sample_id])
         return self._samples[start:end] * self._units[index]
+
+    def clip_strokes(self, index: int) -> ClipStrokes:
+        """As `Clips.clip_strokes`; strokes are not part of the cache."""
+        return self._clips.clip_strokes(index)
 
 
 def _build(clips: Clips, sample_rate: int, folder: pathlib.Path, workers: int) -> None:

@@ -17,6 +17,8 @@ import numpy as np
 if TYPE_CHECKING:  # pandas takes half a second to import
     import pandas as pd
 
+    from sousa_jax.data.strokes import ClipStrokes
+
 # What is known of a clip besides its sound. `rudiment_slug` is the label; `augmentation_group_id` names the
 # performance (same strokes, other audio); `soundfont` is what the dataset says, which need not be what sounds.
 METADATA_COLUMNS = (
@@ -65,6 +67,10 @@ class Clips(Protocol):
 
     def waveform(self, index: int, sample_rate: int) -> np.ndarray:
         """The whole clip, one channel at `sample_rate` Hz: (n,) float32, n ≥ 1. Raises `BadClip`."""
+        ...
+
+    def clip_strokes(self, index: int) -> "ClipStrokes":
+        """What is struck in the clip. `BadClip` or, where the whole split lacks them, `InputError` if not known."""
         ...
 
 
@@ -120,8 +126,12 @@ def loop_fill(wave: np.ndarray, n_samples: int, start: int) -> np.ndarray:
 
 def random_window(wave: np.ndarray, n_samples: int, rng: np.random.Generator) -> np.ndarray:
     """A window of exactly `n_samples` at a random place; a short clip starts at a random phase. (n_samples,)."""
-    n = len(wave)
-    return loop_fill(wave, n_samples, int(rng.integers(n if n < n_samples else n - n_samples + 1)))
+    return loop_fill(wave, n_samples, random_start(len(wave), n_samples, rng))
+
+
+def random_start(n_clip: int, n_samples: int, rng: np.random.Generator) -> int:
+    """Where `random_window` begins in a clip of `n_clip` samples."""
+    return int(rng.integers(n_clip if n_clip < n_samples else n_clip - n_samples + 1))
 
 
 def window_starts(n_clip: int, n_window: int, hop: int) -> list[int]:

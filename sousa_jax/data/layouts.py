@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 SPLITS = ("train", "validation", "test")
+STROKES_OF_HUB, STROKES_OF_GENERATOR = "auxiliary/strokes.parquet", "labels/strokes.parquet"
 STREAM_ROWS = 32  # encoded clips in memory per read: 32 MB of SOUSA
 
 Encoded = bytes | pathlib.Path | None  # a clip's file, its content, or nothing where the data has none
@@ -109,7 +110,7 @@ def read_hub_layout(root: pathlib.Path, split: str) -> tuple["pd.DataFrame", lis
     files = shard_files(disk, str(root), "audio", split)
     tables = []
     for file in files:
-        with _open_parquet(disk, file) as parquet:
+        with open_parquet(disk, file) as parquet:
             tables.append(parquet.read(columns=list(METADATA_COLUMNS)))
     table = _whole_table(tables, str(root))
     if table.empty:
@@ -150,7 +151,7 @@ def performances(disk: "fsspec.AbstractFileSystem", root: str, config: str) -> d
             continue
         groups[split] = set()
         for file in files:
-            with _open_parquet(disk, file, ("augmentation_group_id",)) as parquet:
+            with open_parquet(disk, file, ("augmentation_group_id",)) as parquet:
                 groups[split].update(parquet.read(["augmentation_group_id"]).column(0).to_pylist())
     return groups
 
@@ -182,7 +183,7 @@ def _first_unreadable(files: list[str]) -> str:
     """Which file to name after a failure: the first whose audio does not read, else all."""
     for file in files:
         try:
-            with _open_parquet(local_disk(), file) as parquet:
+            with open_parquet(local_disk(), file) as parquet:
                 for _ in parquet.iter_batches(STREAM_ROWS, columns=["audio"]):
                     pass
         except InputError:
@@ -194,7 +195,7 @@ def parquet_shards(disk: "fsspec.AbstractFileSystem", files: list[str]) -> list[
     """One shard a file; only the footers are read."""
 
     def shard(file: str) -> Shard:
-        with _open_parquet(disk, file) as parquet:
+        with open_parquet(disk, file) as parquet:
             return Shard(file, parquet.metadata.num_rows, functools.partial(_parquet_rows, disk, file))
 
     with ThreadPoolExecutor(16) as pool:  # on the Hub a footer takes two round trips
@@ -205,7 +206,7 @@ def _parquet_rows(
     disk: "fsspec.AbstractFileSystem", file: str, start: int
 ) -> Iterator[tuple["pd.DataFrame", list[Encoded]]]:
     """The rows of one file from `start` on. Row groups before it are skipped unread, which makes resuming cheap."""
-    with _open_parquet(disk, file) as parquet:
+    with open_parquet(disk, file) as parquet:
         group, n_groups = 0, parquet.num_row_groups
         while group < n_groups and start >= parquet.metadata.row_group(group).num_rows:
             start -= parquet.metadata.row_group(group).num_rows
@@ -221,7 +222,7 @@ def _parquet_rows(
 
 
 @contextlib.contextmanager
-def _open_parquet(
+def open_parquet(
     disk: "fsspec.AbstractFileSystem", file: str, columns: tuple[str, ...] = (*METADATA_COLUMNS, "audio")
 ) -> Iterator["pq.ParquetFile"]:
     """The file, read with little memory; `InputError` naming it if it is damaged or lacks one of `columns`."""
@@ -261,7 +262,7 @@ def read_generator_layout(root: pathlib.Path, split: str) -> tuple["pd.DataFrame
     """Table, one audio file a row (None where the table names none), and fingerprint."""
     samples = str(root / "labels" / "samples.parquet")
     columns = (*METADATA_COLUMNS, "audio_path")
-    with _open_parquet(local_disk(), samples, columns) as parquet:
+    with open_parquet(local_disk(), samples, columns) as parquet:
         rows = parquet.read(columns=list(columns))
     everything = _whole_table([rows], samples)
     with reading(f"{root}/splits.json (expected: train_, val_ and test_profile_ids)"):

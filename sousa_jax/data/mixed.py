@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 class MixedBatches:
-    """Each batch is one of `recorded` above one of `synthetic`: `waveform` and `label`, on the devices, and `clip` of
-    the recorded rows.
+    """Each batch is one of `recorded` above one of `synthetic`: `waveform`, `label` and, if both have them,
+    `stroke_targets`, on the devices, and `clip` of the recorded rows.
 
     An iterator of `(batch, position)` as both of them are; `position` holds the places of the two.
     """
@@ -38,7 +38,8 @@ class MixedBatches:
     def __next__(self) -> tuple[dict[str, jax.Array], dict[str, int]]:
         made, made_position = next(self._synthetic)  # first: the device works while the host waits for its clips
         given, given_position = next(self._recorded)
-        parts = ({name: part[name] for name in ("waveform", "label")} for part in (self._layout.batch(given), made))
+        shared = [name for name in ("waveform", "label", "stroke_targets") if name in given and name in made]
+        parts = ({name: part[name] for name in shared} for part in (self._layout.batch(given), made))
         batch = self._join(*parts) | {"clip": given["clip"]}
         return batch, {"recorded": given_position["sample"], "synthetic": made_position["sample"]}
 

@@ -6,6 +6,7 @@ A batch is a dict of arrays with `batch_size / process_count` rows:
     label      (B,) int32     class id
     clip       (B,) int32     row of the clip in `clips.table`; -1 in a padding row
     mask       (B,) bool      False where a row must not be counted
+    stroke_targets            `FrameTargets` (B, n_frames), in training if asked for
 
 Training has no state but a number: the sample position p, the count of rows made before. What row p holds (which
 clip, cut where) is a function of (seed, p) alone, so a run resumes exactly where it stopped, whatever the number of
@@ -24,12 +25,14 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from sousa_jax.data.clips import BadClip, Clips, loop_fill, random_window, trim_tail, window_starts
+from sousa_jax.data.clips import BadClip, Clips, loop_fill, random_start, trim_tail, window_starts
+from sousa_jax.data.frame_targets import FrameTargets, count_frames, place_on_frames
 from sousa_jax.data.layouts import STREAM_ROWS
 from sousa_jax.data.sousa import EncodedClip, StreamedClips
+from sousa_jax.data.strokes import ClipStrokes
 from sousa_jax.errors import InputError
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray | FrameTargets]
 In, Out = TypeVar("In"), TypeVar("Out")
 
 BLOCK_ROWS = 512  # a stream is shuffled within blocks of that many encoded clips: half a GB of SOUSA, held twice
@@ -99,9 +102,11 @@ class TrainBatches:
       workers: decoding threads.
       prefetch: batches made ahead.
       process_index, process_count: which rows of the global batch this process makes.
+      strokes_per_second: frames a second of `stroke_targets`, of which a window has
+        `round(window_s * strokes_per_second)`; 0: batches have none, and the clips need not know their strokes.
 
     Raises:
-      InputError: a combination that cannot be had; from `next` when there are too many bad clips.
+      InputError: a combination that cannot be had; from `next` when there are too many bad clips or no strokes.
     """
 
     def __init__(
@@ -119,9 +124,11 @@ class TrainBatches:
         prefetch: int = 2,
         process_index: int = 0,
         process_count: int = 1,
+        strokes_per_second: int = 0,
     ):
         self._clips, self._seed, self._bad, self._sample_rate = clips, seed, bad, sample_rate
         self._n_samples = _window_samples(window_s, sample_rate)
+        self._n_frames, self._strokes_per_second = count_frames(window_s, strokes_per_second), strokes_per_second
         self._batch_size = batch_size
         self._rows = _rows_of_process(batch_size, process_index, process_count)
         start = position["sample"] if position else 0
@@ -162,6 +169,8 @@ class TrainBatches:
         def rows() -> Iterator[tuple[Batch, int, int, _Pick]]:
             for first in itertools.count(start, self._batch_size):
                 batch = _empty_batch(len(self._rows), self._n_samples)
+                if self._n_frames:
+                    batch["stroke_targets"] = FrameTargets(*np.zeros((4, len(self._rows), self._n_frames), np.float32))
                 for row, j in enumerate(self._rows):
                     yield batch, row, first + j, next(picks)
 
@@ -179,11 +188,17 @@ class TrainBatches:
             clip = pick(_rng(self._seed, _REDRAW, p, attempt) if attempt else None)
             try:
                 wave = trim_tail(clip.waveform(self._sample_rate), self._sample_rate)
+                strokes = clip.clip_strokes() if self._n_frames else None
             except BadClip as bad:
                 self._bad.add(bad)
                 continue
-            window = random_window(wave, self._n_samples, _rng(self._seed, _CROP, p))
-            _set_row(batch, row, window, clip)
+            start = random_start(len(wave), self._n_samples, _rng(self._seed, _CROP, p))
+            _set_row(batch, row, loop_fill(wave, self._n_samples, start), clip)
+            if strokes is not None:
+                struck = strokes.window(start, len(wave), self._n_samples, self._sample_rate)
+                targets = place_on_frames(*struck, self._n_frames, self._strokes_per_second)
+                for rows, target in zip(batch["stroke_targets"], targets, strict=True):
+                    rows[row] = target
             return batch
         raise InputError(f"{MAX_REDRAWS} clips drawn one after another were bad; {self._bad.report()}")
 
@@ -206,6 +221,9 @@ class _ClipOf:
 
     def waveform(self, sample_rate: int) -> np.ndarray:
         return self.clips.waveform(self.index, sample_rate)
+
+    def clip_strokes(self) -> ClipStrokes:
+        return self.clips.clip_strokes(self.index)
 
 
 # The clip of a row; given a generator, another clip to replace it.

@@ -25,6 +25,7 @@ import numpy as np
 from sousa_jax.data import layouts
 from sousa_jax.data.clips import METADATA_COLUMNS, BadClip
 from sousa_jax.data.layouts import Encoded, Shard
+from sousa_jax.data.strokes import ClipStrokes, StrokeTable
 from sousa_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class SousaClips:
         table: "pd.DataFrame",
         fingerprint: str,
         encoded: Callable[[int], Encoded],
+        strokes: StrokeTable,
         resolved_revision: str | None = None,
     ):
         self.split = split
@@ -51,6 +53,7 @@ class SousaClips:
         self.fingerprint = fingerprint
         self.resolved_revision = resolved_revision
         self._encoded = encoded
+        self._strokes = strokes
         self._sample_ids = table["sample_id"].to_numpy(object)
 
     def __len__(self) -> int:
@@ -59,6 +62,10 @@ class SousaClips:
     def waveform(self, index: int, sample_rate: int) -> np.ndarray:
         """The whole clip, one channel at `sample_rate` Hz: (n,) float32. Raises `BadClip`."""
         return decode(self._encoded(index), sample_rate, self._sample_ids[index])
+
+    def clip_strokes(self, index: int) -> ClipStrokes:
+        """As `Clips.clip_strokes`; the table of strokes is read when first asked for."""
+        return self._strokes.of(self._sample_ids[index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +76,15 @@ class EncodedClip:
     sample_id: str
     label: int
     encoded: Encoded
+    strokes: StrokeTable | None  # None where nobody is to ask for strokes
 
     def waveform(self, sample_rate: int) -> np.ndarray:
         """As `Clips.waveform`."""
         return decode(self.encoded, sample_rate, self.sample_id)
+
+    def clip_strokes(self) -> ClipStrokes:
+        """As `Clips.clip_strokes`."""
+        return self.strokes.of(self.sample_id)
 
 
 class StreamedClips:
@@ -88,6 +100,7 @@ class StreamedClips:
         fingerprint: str,
         shards: list[Shard],
         table: "pd.DataFrame | None" = None,
+        strokes: StrokeTable | None = None,
         resolved_revision: str | None = None,
     ):
         self.split = split
@@ -96,6 +109,7 @@ class StreamedClips:
         self.resolved_revision = resolved_revision
         self._offsets = np.concatenate([[0], np.cumsum([shard.n_rows for shard in shards])]).astype(int)
         self._whole_table = table
+        self._strokes = strokes
         self._pieces: dict[int, pd.DataFrame] = {}  # by the index of their first row
 
     def __len__(self) -> int:
@@ -125,7 +139,7 @@ class StreamedClips:
             for index, sample_id, label, audio in zip(
                 metadata.index, metadata["sample_id"], metadata["label"], encoded, strict=True
             ):
-                yield EncodedClip(index, sample_id, int(label), audio)
+                yield EncodedClip(index, sample_id, int(label), audio, self._strokes)
             first += len(metadata)
 
 
@@ -140,14 +154,15 @@ def open_clips(path: str | pathlib.Path, split: str, *, revision: str | None = N
     Raises:
       InputError: nothing usable there; the message says what was found and what was expected.
     """
-    split, sha = split_name(split), None
+    split, sha, fetch_strokes = split_name(split), None, None
     if _is_hub_id(path):
         root, sha = _download(str(path), revision, split)
+        fetch_strokes = functools.partial(_download_strokes, str(path), sha)
     else:
         root = _folder(path, revision)
     if layouts.is_generator_layout(root):
         table, files, fingerprint = layouts.read_generator_layout(root, split)
-        return SousaClips(split, table, fingerprint, files.__getitem__)
+        return SousaClips(split, table, fingerprint, files.__getitem__, _strokes_of_generator(root))
     table, files, fingerprint = layouts.read_hub_layout(root, split)
     audio = layouts.load_audio(files)
     if len(audio) != len(table):
@@ -157,6 +172,7 @@ def open_clips(path: str | pathlib.Path, split: str, *, revision: str | None = N
         table,
         layouts.digest([path, sha]) if sha else fingerprint,
         lambda i: (audio[i]["audio"] or {}).get("bytes"),
+        StrokeTable(layouts.local_disk(), str(root / layouts.STROKES_OF_HUB), fetch_strokes),
         sha,
     )
 
@@ -176,13 +192,16 @@ def stream_clips(path: str | pathlib.Path, split: str, *, revision: str | None =
             files = layouts.shard_files(hub, root, "audio", split)
             layouts.refuse_shared_performances(root, layouts.performances(hub, root, "labels_only"))
             shards = layouts.parquet_shards(hub, files)
-        return StreamedClips(split, layouts.digest([path, sha]), shards, resolved_revision=sha)
+        strokes = StrokeTable(hub, f"{root}/{layouts.STROKES_OF_HUB}")
+        return StreamedClips(split, layouts.digest([path, sha]), shards, strokes=strokes, resolved_revision=sha)
     root = _folder(path, revision)
     if layouts.is_generator_layout(root):
         table, files, fingerprint = layouts.read_generator_layout(root, split)
-        return StreamedClips(split, fingerprint, layouts.file_shards(table, files), table)
+        return StreamedClips(split, fingerprint, layouts.file_shards(table, files), table, _strokes_of_generator(root))
     table, files, fingerprint = layouts.read_hub_layout(root, split)
-    return StreamedClips(split, fingerprint, layouts.parquet_shards(layouts.local_disk(), files), table)
+    disk = layouts.local_disk()
+    strokes = StrokeTable(disk, str(root / layouts.STROKES_OF_HUB))
+    return StreamedClips(split, fingerprint, layouts.parquet_shards(disk, files), table, strokes)
 
 
 def decode(encoded: Encoded, sample_rate: int, sample_id: str) -> np.ndarray:
@@ -268,6 +287,10 @@ def _folder(path: str | pathlib.Path, revision: str | None) -> pathlib.Path:
     return pathlib.Path(path)
 
 
+def _strokes_of_generator(root: pathlib.Path) -> StrokeTable:
+    return StrokeTable(layouts.local_disk(), str(root / layouts.STROKES_OF_GENERATOR))
+
+
 def _resolve(hub_id: str, revision: str | None) -> str:
     """The commit sha of a revision, asked from the Hub once, without retries."""
     import huggingface_hub
@@ -300,3 +323,11 @@ def _download(hub_id: str, revision: str | None, split: str) -> tuple[pathlib.Pa
     sha = _resolve(hub_id, revision)
     with layouts.reading(f"Hub dataset {hub_id}"):
         return pathlib.Path(download(revision=sha)), sha
+
+
+def _download_strokes(hub_id: str, sha: str) -> None:
+    """The table of strokes into the folder in which `_download` has put that commit."""
+    import huggingface_hub
+
+    wanted = [layouts.STROKES_OF_HUB]
+    huggingface_hub.snapshot_download(hub_id, repo_type="dataset", revision=sha, allow_patterns=wanted)

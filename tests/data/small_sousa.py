@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import soundfile
 
 from sousa_jax.data.clips import METADATA_COLUMNS, BadClip
+from sousa_jax.data.strokes import ClipStrokes
 from sousa_jax.rudiments import CLASS_IDS, SLUGS
 
 
@@ -81,3 +82,32 @@ class FakeClips:
         if index in self.bad:
             raise BadClip(self.table["sample_id"][index], "broken on purpose")
         return np.full(sample_rate // 10 + index, index + 1, np.float32)
+
+
+def write_strokes(file: pathlib.Path, strokes: list[tuple]) -> None:
+    """A table of strokes (sample_id, time in ms, velocity, is_grace_note, stroke_type)."""
+    names = ("sample_id", "actual_time_ms", "actual_velocity", "is_grace_note", "stroke_type")
+    file.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([dict(zip(names, stroke, strict=True)) for stroke in strokes]), file)
+
+
+class ClickClips(FakeClips):
+    """Silence but for one sample a stroke, as high as its velocity / 127; the last stroke ends the clip.
+
+    `times_s` are the strokes of each clip; `velocities` by default 127.
+    """
+
+    def __init__(self, times_s: list[list[float]], velocities: list[list[float]] | None = None):
+        super().__init__(len(times_s))
+        self.times_s = [np.array(times, np.float32) for times in times_s]
+        self.velocities = [np.array(v, np.float32) for v in velocities or [[127] * len(t) for t in times_s]]
+
+    def waveform(self, index: int, sample_rate: int) -> np.ndarray:
+        samples = np.rint(self.times_s[index] * np.float64(sample_rate)).astype(int)
+        wave = np.zeros(samples.max() + 1 + sample_rate, np.float32)  # a second of silence follows
+        np.maximum.at(wave, samples, self.velocities[index] / 127)
+        return wave
+
+    def clip_strokes(self, index: int) -> ClipStrokes:
+        none = np.zeros(len(self.times_s[index]), bool)
+        return ClipStrokes(self.times_s[index], self.velocities[index], none, none)

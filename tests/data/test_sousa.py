@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from small_sousa import flac, rows, write_hub
+from small_sousa import flac, rows, write_hub, write_strokes
 
 from sousa_jax.data import layouts
 from sousa_jax.data.clips import METADATA_COLUMNS, BadClip, Clips
@@ -497,6 +497,21 @@ def test_hub_stream_downloads_nothing_and_has_the_same_clips(fake_hub, small_hub
         np.testing.assert_array_equal(clip.waveform(8000), clips.waveform(clip.index, 8000))
     pd.testing.assert_frame_equal(stream.table, clips.table, check_index_type=False)
     assert [what for what, *_ in fake_hub] == ["resolve"]
+
+
+def test_the_strokes_of_the_hub_are_fetched_when_asked_for(fake_hub, small_hub):
+    """Of the same commit as the audio; a stream reads them where they are."""
+    clips, stream = open_clips("owner/name", "train"), stream_clips("owner/name", "train")
+    with pytest.raises(InputError, match=r"auxiliary/strokes\.parquet is missing"):
+        clips.clip_strokes(0)
+    assert fake_hub[-1] == ("download", "owner/name", "dataset", SHA, "auxiliary/strokes.parquet")
+    n_asked = len(fake_hub)
+    on_the_hub = small_hub.parent / "hub/datasets" / f"owner/name@{SHA}"
+    for folder, time_ms in ((small_hub, 7.0), (on_the_hub, 8.0)):
+        write_strokes(folder / "auxiliary/strokes.parquet", [("train000", time_ms, 90, False, "tap")])
+    np.testing.assert_allclose(clips.clip_strokes(0).time_s, [0.007])
+    np.testing.assert_allclose(next(stream.read(0)).clip_strokes().time_s, [0.008])
+    assert len(fake_hub) == n_asked
 
 
 def test_shared_performances_of_a_hub_stream_are_found_by_the_labels(fake_hub, small_hub):

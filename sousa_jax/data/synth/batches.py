@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sousa_jax.data.frame_targets import count_frames
 from sousa_jax.data.synth.performance import TEMPO_BPM
 from sousa_jax.data.synth.render import render_batch
 from sousa_jax.data.synth.stream import Performance, Source, draw_row, row_keys, stream_key
 from sousa_jax.data.synth.strokes import Strokes
-from sousa_jax.data.synth.targets import around_the_loop
+from sousa_jax.data.synth.targets import around_the_loop, frame_targets
 from sousa_jax.data.synth.written import SCORES
 from sousa_jax.devices import Layout
 from sousa_jax.errors import InputError
@@ -41,6 +42,7 @@ class SynthBatches:
         tier       (B,) int32          index into `players.TIERS`
         tempo_bpm  (B,) float32
         strokes    `Strokes` (B, S)    times in seconds from the window's first sample
+        stroke_targets                 `FrameTargets` (B, n_frames), if asked for
 
     Args:
       source: what kind of performances.
@@ -52,6 +54,7 @@ class SynthBatches:
       position: as yielded, to resume there; None starts at the beginning.
       layout: how rows are split among devices, each of which makes its own; None: on the default device.
       bandwidth_hz: nothing sounds above it; 0 is no limit. For recordings of a known, lower sample rate.
+      strokes_per_second: as of `TrainBatches`.
 
     Raises:
       InputError: a number below its limit, an unknown split, or a batch that does not divide among the devices.
@@ -69,6 +72,7 @@ class SynthBatches:
         position: dict[str, int] | None = None,
         layout: Layout | None = None,
         bandwidth_hz: float = 0.0,
+        strokes_per_second: int = 0,
     ):
         if batch_size < 1 or window_s <= 0:
             raise InputError(f"a batch needs batch_size >= 1 and window_s > 0, not {batch_size} and {window_s}")
@@ -76,7 +80,12 @@ class SynthBatches:
         self._seed, self._split = seed, split
         stream_key(seed, split)  # refuses what is wrong with them
         make = functools.partial(
-            make_batch, source=source, sample_rate=sample_rate, window_s=window_s, bandwidth_hz=bandwidth_hz
+            make_batch,
+            source=source,
+            sample_rate=sample_rate,
+            window_s=window_s,
+            bandwidth_hz=bandwidth_hz,
+            strokes_per_second=strokes_per_second,
         )
         if layout is not None:
             layout.check_rows(batch_size)
@@ -112,6 +121,7 @@ def make_batch(
     sample_rate: int,
     window_s: float,
     bandwidth_hz: float = 0.0,
+    strokes_per_second: int = 0,
 ) -> dict[str, Any]:
     """The rows `rows`, (B,) int32, of the stream with that key as a batch; see `SynthBatches`.
 
@@ -145,13 +155,16 @@ def make_batch(
         return wave, around_the_loop(strokes, start / sample_rate, length / sample_rate, window_s, max_rounds)
 
     waveform, strokes = jax.vmap(cut)(waveform, performances.strokes, places)
-    return {
+    batch = {
         "waveform": waveform,
         "label": performances.take.rudiment.astype(jnp.int32),
         "tier": performances.player.tier,
         "tempo_bpm": performances.take.tempo_bpm,
         "strokes": strokes,
     }
+    if n_frames := count_frames(window_s, strokes_per_second):
+        batch["stroke_targets"] = jax.vmap(lambda s: frame_targets(s, n_frames, strokes_per_second))(strokes)
+    return batch
 
 
 class _Place(NamedTuple):

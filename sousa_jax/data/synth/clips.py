@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 
 from sousa_jax.data.clips import METADATA_COLUMNS
+from sousa_jax.data.strokes import ClipStrokes
 from sousa_jax.data.synth.players import TIERS
 from sousa_jax.data.synth.presets import PRESETS, Preset
 from sousa_jax.data.synth.render import render
 from sousa_jax.data.synth.stream import SPLITS, Performance, Source, draw_row, player_number, row_keys, stream_key
-from sousa_jax.data.synth.strokes import Strokes
+from sousa_jax.data.synth.strokes import Strokes, is_bounce
 from sousa_jax.data.synth.written import NOTATED
 from sousa_jax.errors import InputError
 from sousa_jax.rudiments import SLUGS
@@ -77,6 +78,13 @@ class SynthClips:
         begin = self._performances.start_s[index]
         inside = strokes.valid & (strokes.time_s >= begin) & (strokes.time_s < begin + self._length_s(index))
         return strokes._replace(time_s=strokes.time_s - begin, written_s=strokes.written_s - begin, valid=inside)
+
+    def clip_strokes(self, index: int) -> ClipStrokes:
+        """As `Clips.clip_strokes`: the same strokes as recorded clips have them."""
+        strokes = self.strokes(index)
+        bounce = is_bounce(strokes)
+        columns = (strokes.time_s, strokes.velocity, strokes.is_grace & ~bounce, bounce)
+        return ClipStrokes(*(column[strokes.valid] for column in columns))
 
     def waveform(self, index: int, sample_rate: int) -> np.ndarray:
         """The whole clip, (n,) float32, mono. The same performance on the same drum at every `sample_rate`."""

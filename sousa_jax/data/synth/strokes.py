@@ -47,3 +47,8 @@ def in_order_of_time(strokes: Strokes) -> Strokes:
     """The same strokes as they sound, rows that are not valid last. `parent` still counts in the written order."""
     order = jnp.argsort(jnp.where(strokes.valid, strokes.time_s, jnp.inf), axis=-1, stable=True)
     return Strokes(*(jnp.take_along_axis(column, order, -1) for column in strokes))
+
+
+def is_bounce(strokes: Strokes) -> jax.Array:
+    """Which rows are bounces of a buzz stroke after its first; the other `is_grace` rows are grace notes. Bool."""
+    return strokes.is_grace & (strokes.kind != GRACE)

@@ -1,41 +1,23 @@
-"""What a network that hears strokes is to say of each frame: is there a stroke, how hard, is it a grace note."""
-
-from typing import NamedTuple
+"""Labels from the strokes of a performance: where they lie on a window's frames, and in a clip that goes round."""
 
 import jax
 import jax.numpy as jnp
 
-from sousa_jax.data.synth.strokes import Strokes
-
-
-class FrameTargets(NamedTuple):
-    """All float32 `(..., n_frames)`, zero where no stroke falls into the frame.
-
-    onset: 1 where at least one stroke falls. velocity: 0 … 1 (MIDI velocity / 127), of the hardest.
-    grace: 1 where the hardest stroke is a grace note or a bounce.
-    """
-
-    onset: jax.Array
-    velocity: jax.Array
-    grace: jax.Array
+from sousa_jax.data.frame_targets import FrameTargets, place_on_frames
+from sousa_jax.data.synth.strokes import Strokes, is_bounce
 
 
 def frame_targets(strokes: Strokes, n_frames: int, frames_per_second: float) -> FrameTargets:
-    """The strokes of one clip on a grid; frame i is centred at `i / frames_per_second` seconds.
+    """The strokes of one window on its frames; see `FrameTargets` and `place_on_frames`.
 
     Args:
-      strokes: `(S,)`, times in seconds from the clip's first sample; those outside are left out. `vmap` for a batch.
+      strokes: `(S,)`, times in seconds from the window's first sample; those outside are left out. `vmap` for a batch.
       n_frames: static.
-      frames_per_second: any rate, such as 100 or 200.
+      frames_per_second: any rate, such as 100 or 200; static.
     """
-    frame = jnp.round(strokes.time_s * frames_per_second).astype(jnp.int32)
-    heard = strokes.valid & (frame >= 0) & (frame < n_frames)
-    frame = jnp.where(heard, frame, n_frames)  # out of bounds, hence dropped
-    strength = jnp.where(heard, strokes.velocity / 127, 0)
-    velocity = jnp.zeros(n_frames).at[frame].max(strength, mode="drop")
-    hardest = strength >= velocity[jnp.minimum(frame, n_frames - 1)]
-    grace = jnp.zeros(n_frames).at[frame].max((strokes.is_grace & hardest).astype(jnp.float32), mode="drop")
-    return FrameTargets((velocity > 0).astype(jnp.float32), velocity, grace)
+    bounce = is_bounce(strokes)
+    velocity = jnp.where(strokes.valid, strokes.velocity, 0)  # which is no stroke
+    return place_on_frames(strokes.time_s, velocity, strokes.is_grace & ~bounce, bounce, n_frames, frames_per_second)
 
 
 def around_the_loop(

@@ -13,12 +13,12 @@ import pytest
 from sousa_jax.data.clips import trim_tail
 from sousa_jax.data.synth import Source, SynthBatches
 from sousa_jax.data.synth.batches import _sounding
-from sousa_jax.data.synth.strokes import Strokes
+from sousa_jax.data.synth.strokes import BUZZ, GRACE, Strokes
 from sousa_jax.data.synth.targets import around_the_loop, frame_targets
 from sousa_jax.errors import InputError
 
 RATE = 8_000
-SHAPE = dict(sample_rate=RATE, window_s=3.0, seed=4)
+SHAPE = dict(sample_rate=RATE, window_s=3.0, seed=4, strokes_per_second=100)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,9 @@ def test_the_batch_size_does_not_change_the_rows(batches):
 def test_forty_rows_hold_every_class_once():
     made = SynthBatches(Source(), batch_size=40, sample_rate=RATE, window_s=0.1, seed=0)
     for _ in range(2):
-        assert sorted(np.asarray(next(made)[0]["label"])) == list(range(40))
+        batch, _ = next(made)
+        assert sorted(np.asarray(batch["label"])) == list(range(40))
+        assert "stroke_targets" not in batch, "only if asked for"
 
 
 def test_strokes_are_where_the_sound_begins(batches):
@@ -143,8 +145,8 @@ def hand_made(*rows: tuple[float, float, bool]) -> Strokes:
     time_s, velocity, grace = (np.array(column) for column in zip(*rows, strict=True))
     n, zero = len(rows), np.zeros(len(rows), np.int32)
     return Strokes(
-        time_s.astype(np.float32), time_s.astype(np.float32), velocity.astype(np.float32), velocity, zero, zero,
-        grace, zero, np.full(n, -1), np.ones(n, bool),
+        time_s.astype(np.float32), time_s.astype(np.float32), velocity.astype(np.float32), velocity, zero,
+        np.where(grace, GRACE, zero), grace, zero, np.full(n, -1), np.ones(n, bool),
     )  # fmt: skip
 
 
@@ -155,6 +157,28 @@ def test_frames_name_the_strokes_in_them():
     np.testing.assert_allclose(targets.velocity[jnp.array([0, 10, 20])], np.array([127, 80, 60]) / 127, rtol=1e-6)
     np.testing.assert_array_equal(targets.grace[jnp.array([0, 10, 20])], [0, 0, 1])  # the hardest in a frame counts
     assert targets.onset.shape == targets.velocity.shape == targets.grace.shape == (30,)
+
+
+def test_the_bounces_of_a_buzz_are_heard_as_density_alone():
+    strokes = hand_made((0.1, 60, False), (0.103, 100, True), (0.106, 50, True), (0.2, 60, True))
+    bounced = strokes._replace(kind=np.array([BUZZ, BUZZ, BUZZ, GRACE]))
+    targets = frame_targets(bounced, 30, 100)
+    np.testing.assert_array_equal(np.flatnonzero(targets.onset), [10, 20])
+    np.testing.assert_array_equal(np.flatnonzero(targets.grace), [20])
+    assert targets.velocity[10] == pytest.approx(60 / 127)
+    np.testing.assert_allclose(targets.density[jnp.array([9, 10, 15, 20])], np.array([3, 3, 0, 1]) / 20, rtol=1e-6)
+
+
+def test_batches_carry_the_targets_of_their_strokes(batches):
+    batch, _ = batches[0]
+    for column in batch["stroke_targets"]:
+        assert column.shape == (8, 300)
+        assert column.dtype == np.float32
+    for row in range(8):
+        strokes = Strokes(*(column[row] for column in batch["strokes"]))
+        counted = strokes.valid & (~strokes.is_grace | (strokes.kind == GRACE))
+        frames = np.unique(np.round(strokes.time_s[counted] * np.float32(100)))
+        np.testing.assert_array_equal(np.flatnonzero(batch["stroke_targets"].onset[row]), frames[frames < 300])
 
 
 def test_strokes_go_round_with_a_short_clip():

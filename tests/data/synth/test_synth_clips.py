@@ -46,6 +46,16 @@ def test_ids_have_sousas_form():
     assert 0.1 < rare < 0.2
 
 
+def test_strokes_as_recorded_clips_have_them():
+    clips = SynthClips("train", 60, seed=3)
+    for i in (0, clips.table.rudiment_slug.tolist().index("multiple_bounce_roll")):
+        strokes, made = clips.strokes(i), clips.clip_strokes(i)
+        np.testing.assert_array_equal(made.time_s, strokes.time_s[strokes.valid])
+        assert not (made.is_grace & made.is_bounce).any()
+        assert (made.is_grace | made.is_bounce).sum() == (strokes.is_grace & strokes.valid).sum()
+    assert made.is_bounce.sum() > 20
+
+
 def test_a_clip_depends_on_seed_split_and_index_only():
     few, many = SynthClips("train", 40, seed=1), SynthClips("train", 300, seed=1)
     many.waveform(70, RATE)  # another order of access
