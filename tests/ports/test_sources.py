@@ -20,12 +20,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """`/good` is the file, `/bad` another one, everything else is missing."""
 
     def do_GET(self):
+        self.server.asked.append(self.path)  # before the answer, after which the test looks
         content = {"/good": CONTENT, "/bad": b"<html>sign in</html>"}.get(self.path)
         self.send_response(200 if content else 404)
         self.send_header("Content-Length", str(len(content or b"")))
         self.end_headers()
         self.wfile.write(content or b"")
-        self.server.asked.append(self.path)
 
     def log_message(self, *args):
         pass
