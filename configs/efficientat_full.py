@@ -9,7 +9,16 @@ Anywhere, a small relative from random weights on synthetic data, in under two m
 
     python -m sousa_jax.main --config=configs/efficientat_full.py:smoke
 
-Not yet measured.
+On 1,450 real SOUSA clips, from what `efficientat_scratch.py:small` learned from synthetic ones (see there), about 13
+minutes on two busy cores of a Zen 5 EPYC:
+
+    python -m sousa_jax.main --config=configs/efficientat_full.py:small --config.init_from=SYNTH \\
+        --config.data.path=sousa_mini --config.data.cache_dir=cache
+
+    test balanced accuracy 0.585 over all windows, 0.590 on the first; from scratch in the same 45 epochs 0.342
+    (learning rate 1e-4: of 1e-4, 5e-4, 1.5e-3 the best by validation)
+
+The official weights were not tried yet.
 """
 
 from ml_collections import ConfigDict
