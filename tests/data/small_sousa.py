@@ -57,6 +57,11 @@ def write_hub(root: pathlib.Path, splits: dict[str, list[list[dict]]], row_group
     return root
 
 
+def streamed(clips) -> list:
+    """All clips of a stream, in their order."""
+    return [clip for shard in range(len(clips.shards)) for clip in clips.read(shard)]
+
+
 class FakeClips:
     """`n` clips in memory, of lengths around a tenth of a second at any rate; clip i is full of the value i + 1."""
 
