@@ -105,7 +105,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
             step += 1
             progress["position"] = position
             numbers.add(step, found, batch, position)
-            bar.update(f"epoch {step / steps_per_epoch:.1f}, loss {numbers.loss:.3f}")
+            bar.update(f"epoch {step / steps_per_epoch:.1f}" + (f", loss {numbers.loss:.3f}" if numbers.loss else ""))
 
             if step % config.train.log_every_steps == 0:
                 scalars = {f"train/{name}": value for name, value in numbers.means().items()}
@@ -237,7 +237,7 @@ class _Numbers:
         self._workdir, self._batches = workdir, batches
         self._unread: tuple | None = None
         self._since_means: list[dict[str, float]] = []
-        self.loss = math.nan  # the last one read
+        self.loss = 0.0  # the last one read
 
     def add(self, step: int, found: dict[str, jax.Array], batch: dict[str, Any], position: dict[str, int]) -> None:
         """Takes the numbers of a step that may still be running, and reads those of the step before."""
