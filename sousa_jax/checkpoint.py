@@ -170,8 +170,8 @@ def checksum(tree: Any) -> jax.Array:
 
 @functools.cache
 def _say_little_of_full_disks() -> None:
-    """Orbax's threads log hundreds of lines about what `_full_disk_in_one_line` says. (TensorStore still prints an
-    `Event loop is closed` for every array whose writing comes to nothing with it; no hook of Python's gets at that.)"""
+    """Orbax's threads log hundreds of lines about what `_full_disk_in_one_line` says. (TensorStore still prints
+    `Event loop is closed` for every array whose writing came to nothing; `sys.excepthook` does not get at that.)"""
 
     def tells_of_something_else(record: logging.LogRecord) -> bool:
         return FULL_DISK not in f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}"
