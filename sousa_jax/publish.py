@@ -292,7 +292,9 @@ def training_command(config: dict[str, Any]) -> str:
 
     config: a run's settings as JSON. Without a fitting file, a line that says where all of them are.
     """
-    wanted = dict(_leaves(config))
+    from sousa_jax.record import leaves  # late: it imports JAX
+
+    wanted = dict(leaves(config))
     best = None
     for path in sorted(pathlib.Path(__file__).parents[1].glob(f"configs/{config['model']['name']}_*.py")):
         for preset in PRESETS:
@@ -315,19 +317,13 @@ def setting(key: str, value: Any) -> str:
 def _settings_of(path: pathlib.Path, preset: str) -> dict[str, Any]:
     import runpy
 
+    from sousa_jax.record import leaves
+
     try:
         get_config = runpy.run_path(str(path))["get_config"]
-        return dict(_leaves(json.loads((get_config(preset) if preset else get_config()).to_json())))
+        return dict(leaves(json.loads((get_config(preset) if preset else get_config()).to_json())))
     except (InputError, ImportError):  # a preset that this file does not know, or no package of configs at hand
         return {}
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 # -------------------------------------------------------------------------------------------------------------- the Hub

@@ -24,7 +24,7 @@ def refuse_other_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     if not (workdir / CONFIG_JSON).exists():
         return
     before = json.loads((workdir / CONFIG_JSON).read_text("utf-8"))["config"]
-    flat = [dict(_leaves(c)) for c in (before, _stored(config))]
+    flat = [dict(leaves(c)) for c in (before, _stored(config))]
     keys = sorted(key for key in flat[0] | flat[1] if not key.startswith(FREE))
     changed = [key for key in keys if flat[0].get(key) != flat[1].get(key)]
     if changed:
@@ -80,9 +80,10 @@ def _stored(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a config by their paths, such as `train.learning_rate`."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
