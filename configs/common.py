@@ -23,6 +23,7 @@ SMOKE = {
     "beats": dict(patch_features=32, features=64, hidden_features=128, n_layers=2, n_heads=2, conv_kernel=16),
     "efficientat": dict(norm_momentum=0.9, grouped_init=True),
     "ast": dict(width=64, depth=2, n_heads=2, mlp_width=128),
+    "strokes": dict(width=32, dilations=(1, 2, 4), rhythm_widths=(16, 32)),
 }
 
 
@@ -63,15 +64,25 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.model.length = "fill"
     config.model.hop_ms = 0  # between spectrogram frames; 0: as the variant was released
     config.model.n_mels = 0  # mel bands; 0: as the variant was released
-    config.model.settings = ConfigDict({"dropout": 0.1})  # fields of the model's own config
+    config.model.head = "strokes" if model == "strokes" else "plain"  # strokes: is taught when and how hard they fall
+    config.model.strokes_per_second = 200  # frames, of head `strokes`; model strokes has its spectrogram's instead
+    config.model.settings = ConfigDict(
+        {} if model == "strokes" else {"dropout": 0.1}
+    )  # fields of the model's own config
     if model == "efficientat":
         config.model.settings.update(norm_momentum=0.99, grouped_init=False)
+
+    config.strokes = ConfigDict()  # only for head `strokes`
+    config.strokes.stage = "joint" if model == "strokes" else ""  # hearing, rhythm or joint; see docs/strokes.md
+    config.strokes.weight = 1.0  # of the strokes' loss beside the name's
+    config.strokes.errors = ""  # stage rhythm: a file of measured hearing errors; empty: strokes are heard as they fall
 
     config.data = ConfigDict()
     config.data.path = "synth"  # `synth`, a folder, or a Hub id
     config.data.revision = ""  # of a Hub data set; empty: its newest. The resolved one goes into config.json
     config.data.streaming = False  # read on and on instead of at random; for sets that do not fit on disk
     config.data.by_performance = False  # draw performances, then one of their audio variants
+    config.data.exclude = ()  # e.g. ("soundfont=Marching_Snare",): such clips are tested, but not trained on
     config.data.cache_dir = ""  # decoded, resampled clips are kept here, memory-mapped; empty: decode every time
     config.data.max_bad_fraction = 0.01  # of a split's clips may be unreadable; above it the run stops
     config.data.workers = 2  # decoding threads
@@ -99,7 +110,7 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     # fractions of all updates; each layer below the head learns this much slower than the one above.
     config.train.unfreeze = (0.0, 0.0)
     config.train.layer_decay = 1.0
-    config.train.head = r"head\..*"  # paths that lora and head train beside adapters, a regular expression
+    config.train.head = r"(head|strokes|rhythm)\..*"  # paths that lora and head train beside adapters, a regex
     config.train.patience = 10  # epochs without a better validation score until the run stops
     config.train.compute_dtype = "float32"  # or bfloat16; parameters and statistics stay float32
     config.train.ema = 0.0  # decay of the running average of the weights that is evaluated and kept; 0: none
@@ -114,7 +125,7 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.lora.dropout = 0.1
     if model == "efficientat":  # it has neither, but pointwise convolutions; of its head only the class layer is new
         config.lora.targets = r"blocks\.\d+\.(expand|project)"
-        config.train.head = r"head\.output\..*"
+        config.train.head = r"(head\.output|pyramid|strokes|rhythm)\..*"
 
     config.augment = ConfigDict()  # on the device, inside the step
     config.augment.noise_snr_db = ()  # e.g. (20.0, 50.0): coloured noise that much below each clip, in dB

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from sousa_jax import checkpoint, metrics, models
+from sousa_jax import checkpoint, hearing, metrics, models
 from sousa_jax.data import open_split
+from sousa_jax.data.frame_targets import FrameTargets
 from sousa_jax.data.pipeline import BadClips, eval_batches
 from sousa_jax.devices import Layout, is_main
 from sousa_jax.errors import InputError, one_line_errors
@@ -50,8 +51,10 @@ def predict(
     bad: BadClips,
     windows: str = "all",
     layout: Layout | None = None,
+    strokes_per_second: int = 0,
 ) -> Predictions:
-    """Hears every clip once; padding rows are never counted. `windows` is `first` or `all`.
+    """Hears every clip once; padding rows are never counted. `windows` is `first` or `all`. With `strokes_per_second`
+    above 0 `eval_step` reads the strokes that fell, not the sound.
 
     Several processes share the clips, and each gets all predictions. `params` and `stats` lie as `layout` says.
     """
@@ -67,10 +70,12 @@ def predict(
         workers=workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        strokes_per_second=strokes_per_second,
     )
+    read = "stroke_targets" if strokes_per_second else "waveform"
     for batch in batches:
-        shared = layout.batch({name: batch[name] for name in ("waveform", "clip", "mask")})
-        out = eval_step(params, stats, shared["waveform"])
+        shared = layout.batch({name: batch[name] for name in (read, "clip", "mask")})
+        out = eval_step(params, stats, {read: shared[read]}).logits
         out, clip, mask = layout.gather((out, shared["clip"], shared["mask"]))
         rows.append(clip[mask])
         logits.append(out[mask])
@@ -80,6 +85,38 @@ def predict(
     mean = np.zeros((len(clip), logits.shape[1]), np.float32)
     np.add.at(mean, window_of, log_probs)
     return Predictions(clip, logits[first], mean / np.bincount(window_of)[:, None])
+
+
+def hear_strokes(
+    eval_step: Callable,
+    params: models.Arrays,
+    stats: models.Arrays,
+    clips: Any,
+    model_config: Any,
+    config: ConfigDict,
+    bad: BadClips,
+    layout: Layout | None = None,
+) -> dict[str, float]:
+    """How well the strokes of each clip's first window are heard: F1, precision and recall at ±20 ms."""
+    layout = layout or Layout()
+    spec, per_second = model_config.frontend, model_config.strokes_per_second
+    total = hearing.StrokeCounts()
+    for batch in eval_batches(
+        clips,
+        batch_size=config.eval.batch_size,
+        sample_rate=spec.sample_rate,
+        window_s=spec.window_s,
+        bad=bad,
+        workers=config.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        strokes_per_second=per_second,
+    ):
+        shared = layout.batch({name: batch[name] for name in ("waveform", "stroke_targets", "mask")})
+        heard = eval_step(params, stats, {"waveform": shared["waveform"]}).strokes
+        heard, true, mask = layout.gather((heard, shared["stroke_targets"], shared["mask"]))
+        total = total.plus(hearing.count(*(FrameTargets(*(x[mask] for x in s)) for s in (heard, true)), per_second))
+    return {"stroke_f1": total.f1, "precision": total.hits / max(1, total.heard), "recall": total.hits / total.true}
 
 
 def summarize(clips: Any, predictions: Predictions, train_table: pd.DataFrame | None) -> dict[str, Any]:
@@ -123,7 +160,8 @@ def evaluate_split(
     spec = model.config.frontend
     clips = open_split(config.data, split, seed=config.seed, sample_rate=spec.sample_rate)
     bad = BadClips(clips, config.data.max_bad_fraction)
-    eval_step = make_eval_step(model.name, model.config, config.train.compute_dtype)
+    from_strokes = config.get("strokes", {}).get("stage") == "rhythm"
+    eval_step = make_eval_step(model.name, model.config, config.train.compute_dtype, from_strokes=from_strokes)
     predictions = predict(
         eval_step,
         params,
@@ -134,8 +172,10 @@ def evaluate_split(
         workers=config.data.workers,
         bad=bad,
         layout=layout,
+        strokes_per_second=model.config.strokes_per_second if from_strokes else 0,
     )
-    summary = summarize(clips, predictions, train_table) | {"bad_clips": bad.reasons}
+    summary = summarize(clips, predictions, train_table)
+    summary |= {"read": "strokes" if from_strokes else "sound", "bad_clips": bad.reasons}
     if is_main():
         metrics.write_results(out, summary, clips.table.iloc[predictions.clip], predictions.mean)
     return summary

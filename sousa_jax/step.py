@@ -8,11 +8,15 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from sousa_jax import lora, models
+from sousa_jax import lora, models, strategies
 from sousa_jax.augment import features_and_targets
+from sousa_jax.data.frame_targets import FrameTargets
+from sousa_jax.data.synth.mishearing import HearingErrors, mishear
 from sousa_jax.devices import Layout
 from sousa_jax.frontends import spectrogram
 from sousa_jax.lora import LoRA
+from sousa_jax.losses import class_loss, stroke_loss
+from sousa_jax.models.heads import probabilities
 
 Batch = dict[str, jax.Array]
 
@@ -55,22 +59,21 @@ def make_train_step(
     config: ConfigDict,
     adapters: LoRA | None = None,
     layout: Layout | None = None,
+    errors: HearingErrors | None = None,
 ) -> Callable[[TrainState, models.Arrays, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step(state, frozen, batch) -> (state, metrics)`, jitted; the given state is donated. `frozen` are the
     parameters that are not trained; gradients and moments exist for the others alone. The new state lies on the
-    devices as `layout` says."""
-    apply = models.apply_fn(model_name, model_config, adapters=adapters, recompute=config.train.remat)
-    spec = model_config.frontend
+    devices as `layout` says. In the stage `rhythm` strokes are misheard with these `errors`."""
+    if config.strokes.stage == "rhythm":
+        losses = _rhythm_losses(model_name, model_config, config, errors)
+    else:
+        losses = _sound_losses(model_name, model_config, config, adapters)
     seed, accumulate, decay = config.seed, config.train.accumulate, config.train.ema
 
     def loss_fn(params, frozen, stats, batch, rng):
-        features_rng, dropout_rng = jax.random.split(rng)
-        if adapters is not None and adapters.dropout:
-            params = lora.drop_features(jax.random.fold_in(dropout_rng, LORA_PLACE), params, adapters.dropout)
-        x, targets = features_and_targets(features_rng, batch, model_config.num_classes, spec, config)
-        x = x.astype(config.train.compute_dtype)
-        outputs, stats = apply({**frozen, **params}, stats, x, train=True, rng=dropout_rng)
-        return optax.softmax_cross_entropy(outputs.logits, targets).mean(), stats
+        found, stats = losses(params, frozen, stats, batch, rng)
+        weights = {"stroke_loss": config.strokes.weight}
+        return sum(weights.get(name, 1.0) * loss for name, loss in found.items()), (found, stats)
 
     def averaged(ema: models.Arrays, step: jax.Array, weights: models.Arrays) -> models.Arrays:
         # Faster at first, so that random weights are soon forgotten; only when the optimizer has updated.
@@ -80,13 +83,16 @@ def make_train_step(
 
     def train_step(state: TrainState, frozen: models.Arrays, batch: Batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, frozen, state.stats, batch, rng)
+        (loss, (losses, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, frozen, state.stats, batch, rng
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         ema = averaged(state.ema, step, {**params, **stats}) if state.ema else {}
         metrics = {
             "loss": loss,
+            **(losses if len(losses) > 1 else {}),
             "gradient_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
             "parameter_norm": optax.tree.norm(params),
@@ -97,15 +103,73 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
+# A part of the loss of a batch: `(trained, frozen, stats, batch, rng) -> ({name: loss}, stats)`.
+_Losses = Callable[..., tuple[dict[str, jax.Array], models.Arrays]]
+
+
+def _sound_losses(model_name: str, model_config: Any, config: ConfigDict, adapters: LoRA | None) -> _Losses:
+    """Of what is heard: the name's, the strokes', or both."""
+    apply = models.apply_fn(model_name, model_config, adapters=adapters, recompute=config.train.remat)
+    spec, stage = model_config.frontend, config.strokes.stage
+    if stage:
+        strategies.check_augmentation_keeps_strokes(config)
+
+    def losses(params, frozen, stats, batch, rng):
+        features_rng, dropout_rng = jax.random.split(rng)
+        if adapters is not None and adapters.dropout:
+            params = lora.drop_features(jax.random.fold_in(dropout_rng, LORA_PLACE), params, adapters.dropout)
+        x, targets = features_and_targets(features_rng, batch, model_config.num_classes, spec, config)
+        x = x.astype(config.train.compute_dtype)
+        outputs, stats = apply({**frozen, **params}, stats, x, train=True, rng=dropout_rng)
+        found = {}
+        if stage != "hearing":
+            found["class_loss"] = class_loss(outputs.logits, targets)
+        if stage:
+            found["stroke_loss"] = stroke_loss(outputs.strokes, batch["stroke_targets"])
+        return found, stats
+
+    return losses
+
+
+def _rhythm_losses(model_name: str, model_config: Any, config: ConfigDict, errors: HearingErrors | None) -> _Losses:
+    """Of the name alone, from strokes that were misheard, not from sound."""
+    rhythm = models.rhythm_fn(model_name, model_config)
+
+    def losses(params, frozen, stats, batch, rng):
+        heard = batch["stroke_targets"] if errors is None else mishear(rng, batch["stroke_targets"], errors)
+        targets = jax.nn.one_hot(batch["label"], model_config.num_classes)
+        targets = optax.smooth_labels(targets, config.train.label_smoothing)
+        return {"class_loss": class_loss(rhythm({**frozen, **params}, heard), targets)}, stats
+
+    return losses
+
+
+class Heard(NamedTuple):
+    """What an evaluation step returns. logits: `(B, num_classes)` float32. strokes: probabilities, `(B, n_frames)`
+    each, of a network that hears strokes; else None."""
+
+    logits: jax.Array
+    strokes: FrameTargets | None
+
+
 def make_eval_step(
-    model_name: str, model_config: Any, compute_dtype: str = "float32", adapters: LoRA | None = None
-) -> Callable[[models.Arrays, models.Arrays, jax.Array], jax.Array]:
-    """`eval_step(params, stats, waveform) -> logits`, jitted: `(B, n_samples)` to `(B, num_classes)` float32."""
+    model_name: str,
+    model_config: Any,
+    compute_dtype: str = "float32",
+    adapters: LoRA | None = None,
+    from_strokes: bool = False,
+) -> Callable[[models.Arrays, models.Arrays, Batch], Heard]:
+    """`eval_step(params, stats, batch) -> Heard`, jitted. `batch` has `waveform` `(B, n_samples)` or, `from_strokes`,
+    `stroke_targets`: then the rhythm head reads the true strokes."""
+    if from_strokes:
+        rhythm = models.rhythm_fn(model_name, model_config)
+        return jax.jit(lambda params, stats, batch: Heard(rhythm(params, batch["stroke_targets"]), None))
     apply = models.apply_fn(model_name, model_config, adapters=adapters)
 
     @jax.jit
-    def eval_step(params, stats, waveform):
-        x = spectrogram(waveform, model_config.frontend).astype(compute_dtype)
-        return apply(params, stats, x)[0].logits
+    def eval_step(params, stats, batch):
+        x = spectrogram(batch["waveform"], model_config.frontend).astype(compute_dtype)
+        outputs, _ = apply(params, stats, x)
+        return Heard(outputs.logits, None if outputs.strokes is None else probabilities(outputs.strokes))
 
     return eval_step

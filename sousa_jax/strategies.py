@@ -15,6 +15,11 @@ from sousa_jax.errors import InputError
 from sousa_jax.lora import LoRA, is_adapter
 
 STRATEGIES = ("lora", "full", "scratch", "head")
+STAGES = {  # of a network that hears strokes → what is trained
+    "hearing": r"(?!rhythm\.).*",  # sound to strokes
+    "rhythm": r"rhythm\..*",  # strokes to the name, without sound
+    "joint": r".*",  # both at once, end to end
+}
 NEEDS_WEIGHTS = ("lora", "full", "head")  # training these from random weights is a mistake, unless it is asked for
 
 
@@ -55,7 +60,7 @@ def layers(paths: Iterable[str]) -> dict[str, int]:
     last = len(blocks)
 
     def layer(path: str) -> int:
-        if path.startswith("head."):
+        if re.match(r"(head|strokes|rhythm)\.", path):
             return last + 1
         if block := _block(path):
             return order[block]
@@ -94,8 +99,22 @@ def paces(config: ConfigDict, paths: Iterable[str], n_updates: int) -> dict[str,
     if not 0.0 < config.train.layer_decay <= 1.0:
         raise InputError(f"config.train.layer_decay={config.train.layer_decay} must be above 0 and at most 1")
 
-    def pace(layer: int) -> Pace:
+    trained = STAGES.get(config.strokes.stage, ".*")
+
+    def pace(path: str, layer: int) -> Pace:
+        if not re.fullmatch(trained, path):
+            return Pace(0.0, 0)
         start = 0.0 if layer == top else upper_at if 2 * layer > top else all_at
         return Pace(config.train.layer_decay ** (top - layer), round(start * n_updates))
 
-    return {path: pace(layer) for path, layer in found.items()}
+    return {path: pace(path, layer) for path, layer in found.items()}
+
+
+def check_augmentation_keeps_strokes(config: ConfigDict) -> None:
+    """`InputError` if an augmentation would take strokes away from where they are said to fall."""
+    for name in ("tempo_stretch", "mixup_alpha", "time_masks"):
+        if config.augment[name]:
+            raise InputError(
+                f"config.augment.{name}={config.augment[name]} moves, mixes or hides strokes, which the network is to "
+                "hear where they fall: set it to 0, or config.model.head='plain'"
+            )

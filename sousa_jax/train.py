@@ -15,12 +15,13 @@ from ml_collections import ConfigDict
 
 from sousa_jax import checkpoint, lora, metrics, models, record, start, strategies
 from sousa_jax.data import open_split, rows_from_clips, train_batches
+from sousa_jax.data.frame_targets import FrameTargets, count_frames
 from sousa_jax.data.pipeline import BadClips
 from sousa_jax.devices import Layout, any_process, is_main
 from sousa_jax.errors import InputError
-from sousa_jax.evaluate import evaluate_split, known_table, predict, report_line
+from sousa_jax.evaluate import evaluate_split, hear_strokes, known_table, predict, report_line
 from sousa_jax.logging import Progress, RunLog, logger, peak_flops
-from sousa_jax.lora import LoRA, is_adapter
+from sousa_jax.lora import is_adapter
 from sousa_jax.optim import learning_rate, make_optimizer
 from sousa_jax.step import TrainState, make_eval_step, make_train_step
 
@@ -35,6 +36,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
     if not overwrite:
         record.refuse_other_config(workdir, config)
     _use_compilation_cache()
+    start.check_stage(config)
+    stage = config.strokes.stage
     layout = Layout(config.devices.model, config.devices.fully_sharded)
     for rows in (config.train.batch_size, config.eval.batch_size):
         layout.check_rows(rows)
@@ -49,7 +52,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
     params, stats = start.arrays(config, model_config, adapters)
     trained, frozen = strategies.split(config.strategy, config.train.head, params)
     n_per_epoch = _rows_per_epoch(train_clips, config)
-    steps_per_epoch = math.ceil(n_per_epoch / rows_from_clips(config.data, config.train.batch_size))
+    from_clips = config.train.batch_size if stage == "rhythm" else rows_from_clips(config.data, config.train.batch_size)
+    steps_per_epoch = math.ceil(n_per_epoch / from_clips)
     total_steps = config.train.epochs * steps_per_epoch
     n_updates = total_steps // config.train.accumulate
     optimizer = make_optimizer(config, n_updates, strategies.paces(config, trained, n_updates))
@@ -66,6 +70,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         window_s=spec.window_s,
         bad=bad,
         layout=layout,
+        strokes_per_second=model_config.strokes_per_second if stage else 0,
+        sound=stage != "rhythm",
     )
     if overwrite:
         with open_batches(position=None):  # refuses what cannot be had, before anything is lost
@@ -90,8 +96,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         # -------------------------------------------------------------------------------------------------- train
         train_step, flops = None, 0.0
         if step < total_steps and not progress["finished"]:
-            train_step, flops = _compiled_step(config, model_config, optimizer, adapters, layout, state, frozen)
-        eval_step = make_eval_step(config.model.name, model_config, config.train.compute_dtype, adapters)
+            step_fn = make_train_step(
+                config.model.name, model_config, optimizer, config, adapters, layout, start.hearing_errors(config)
+            )
+            train_step, flops = _compiled_step(step_fn, config, model_config, layout, state, frozen)
+        eval_step = make_eval_step(
+            config.model.name, model_config, config.train.compute_dtype, adapters, from_strokes=stage == "rhythm"
+        )
         batches = stack.enter_context(open_batches(position=progress["position"]))
         peak = peak_flops(jax.devices()[0].device_kind, config.train.compute_dtype) * jax.device_count()
         bar = Progress(total_steps, step, config.train.batch_size, flops_per_step=flops, peak_flops=peak)
@@ -100,7 +111,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         started = time.perf_counter()
         while step < total_steps and not progress["finished"]:
             batch, position = next(batches)
-            arrays = layout.batch({"waveform": batch["waveform"], "label": batch["label"]})
+            arrays = layout.batch({name: batch[name] for name in _inputs(stage)})
             state, found = train_step(state, frozen, arrays)
             step += 1
             progress["position"] = position
@@ -117,16 +128,15 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
                 with bar.pause():
                     weights = state.evaluated()
                     score = _validate(
-                        eval_step, frozen, weights, validation_clips, spec, config, validation_bad, layout
+                        eval_step, frozen, weights, validation_clips, model_config, config, validation_bad, layout
                     )
                 epoch = step // steps_per_epoch
                 log.scalars(step, {f"validation/{name}": value for name, value in score.items()})
-                logger.info(
-                    "epoch %d: validation balanced accuracy %.3f, top-1 %.3f, %.1f min",
-                    epoch, score["balanced_accuracy"], score["top1"], (time.perf_counter() - started) / 60,
-                )  # fmt: skip
-                if progress["best"] is None or score["balanced_accuracy"] > progress["best"]:
-                    progress |= {"best": score["balanced_accuracy"], "best_step": step, "stale_epochs": 0}
+                shown = ", ".join(f"{name.replace('_', ' ')} {score[name]:.3f}" for name in list(score)[:2])
+                logger.info("epoch %d: validation %s, %.1f min", epoch, shown, (time.perf_counter() - started) / 60)
+                first = next(iter(score.values()))
+                if progress["best"] is None or first > progress["best"]:
+                    progress |= {"best": first, "best_step": step, "stale_epochs": 0}
                     checkpoints.save_best(step, *weights, {"validation": score})
                 else:
                     progress["stale_epochs"] += 1
@@ -178,13 +188,26 @@ def _counts(trained: models.Arrays, frozen: models.Arrays) -> str:
     )
 
 
+def _inputs(stage: str) -> tuple[str, ...]:
+    """What a training step reads of a batch."""
+    if stage == "rhythm":
+        return ("stroke_targets", "label")
+    return ("waveform", "label", "stroke_targets") if stage else ("waveform", "label")
+
+
 def _rows_per_epoch(clips: Any, config: ConfigDict) -> int:
+    if config.strokes.stage == "rhythm":
+        return config.data.synth.clips[0]
     by_performance = config.data.by_performance and not config.data.streaming
     return clips.table["augmentation_group_id"].nunique() if by_performance else len(clips)
 
 
-def _validate(eval_step, frozen, weights, clips, spec, config, bad, layout) -> dict[str, float]:
+def _validate(eval_step, frozen, weights, clips, model_config, config, bad, layout) -> dict[str, float]:
+    """The scores of the first windows; the first score is the one to be raised."""
     params, stats = weights
+    spec = model_config.frontend
+    if config.strokes.stage == "hearing":
+        return hear_strokes(eval_step, {**frozen, **params}, stats, clips, model_config, config, bad, layout)
     predictions = predict(
         eval_step,
         {**frozen, **params},
@@ -196,6 +219,7 @@ def _validate(eval_step, frozen, weights, clips, spec, config, bad, layout) -> d
         bad=bad,
         windows="first",
         layout=layout,
+        strokes_per_second=model_config.strokes_per_second if config.strokes.stage == "rhythm" else 0,
     )
     return metrics.scores(clips.table["label"].to_numpy()[predictions.clip], predictions.first)
 
@@ -207,17 +231,19 @@ def _use_compilation_cache() -> None:
 
 
 def _compiled_step(
-    config: ConfigDict, model_config: Any, optimizer: Any, adapters: LoRA | None, layout: Layout, state: TrainState,
-    frozen: models.Arrays,
-) -> tuple[Any, float]:  # fmt: skip
+    step: Any, config: ConfigDict, model_config: Any, layout: Layout, state: TrainState, frozen: models.Arrays
+) -> tuple[Any, float]:
     """The training step, compiled here and only here, and its floating-point operations: those of the program as it is
     written, on all devices, what `config.train.remat` computes again included."""
-    step = make_train_step(config.model.name, model_config, optimizer, config, adapters, layout)
-    rows, n_samples = config.train.batch_size, model_config.frontend.window_samples
-    batch = {
-        "waveform": jax.ShapeDtypeStruct((rows, n_samples), jnp.float32, sharding=layout.rows),
+    rows, spec = config.train.batch_size, model_config.frontend
+    of_shape = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), jnp.float32, sharding=layout.rows)  # noqa: E731
+    n_frames = count_frames(spec.window_s, model_config.strokes_per_second)
+    shapes = {
+        "waveform": of_shape(spec.window_samples),
         "label": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=layout.rows),
+        "stroke_targets": FrameTargets(*[of_shape(n_frames)] * len(FrameTargets._fields)),
     }
+    batch = {name: shapes[name] for name in _inputs(config.strokes.stage)}
     started = time.perf_counter()
     lowered = step.lower(state, frozen, batch)
     compiled = lowered.compile()

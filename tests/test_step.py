@@ -21,7 +21,8 @@ def plain_config(name="ast", **train):
     """No randomness but the weights: no augmentation, no dropout."""
     config = tiny_config(name, train={"accumulate": 1, "warmup_fraction": 0.0, "learning_rate": 1e-3} | train)
     config.augment.update(OFF)
-    config.model.settings.dropout = 0.0
+    if name != "strokes":  # which has none
+        config.model.settings.dropout = 0.0
     return config
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
+from configs import common, strokes
 from sousa_jax import models, start, strategies
 from sousa_jax.errors import InputError
 from sousa_jax.optim import make_optimizer
@@ -139,3 +139,65 @@ def test_an_unknown_strategy_is_refused():
     config.strategy = "ful"
     with pytest.raises(InputError, match=r"config\.strategy='ful' is unknown, expected one of \('lora', 'full'"):
         strategies.adapters(config)
+
+
+# --------------------------------------------------------------------------------------------------- stages of strokes
+
+
+def stroke_paths():
+    return models.abstract("strokes", start.network(strokes.get_config("smoke")))[0]
+
+
+@pytest.mark.parametrize(
+    ("stage", "learns"),
+    [("hearing", {"ear", "strokes"}), ("rhythm", {"rhythm"}), ("joint", {"ear", "strokes", "rhythm"})],
+)
+def test_a_stage_is_a_pace_of_zero_for_what_it_leaves_alone(stage, learns):
+    found = strategies.paces(strokes.stage(stage, "smoke"), stroke_paths(), 100)
+    assert {path.split(".")[0] for path, pace in found.items() if pace == Pace(1.0, 0)} == learns
+    assert {pace for path, pace in found.items() if path.split(".")[0] not in learns} <= {Pace(0.0, 0)}
+
+
+def test_an_array_of_another_stage_stays_bit_for_bit():
+    """Whatever its gradient, moments and weight decay say."""
+    config = strokes.stage("hearing", "smoke")
+    config.train.update(learning_rate=0.1, warmup_fraction=0.0, weight_decay=0.1)
+    params = {path: np.ones((2, 2), np.float32) for path in ("ear.flat.kernel", "rhythm.stem.kernel")}
+    optimizer = make_optimizer(config, 10, strategies.paces(config, params, 10))
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for step in range(3):
+        updates, state = update({path: np.ones((2, 2), np.float32) for path in params}, state, params)
+        assert (np.asarray(updates["rhythm.stem.kernel"]) == 0).all()
+        assert (np.asarray(updates["ear.flat.kernel"]) != 0).all() == (step > 0)  # warm-up begins at zero
+
+
+def test_stages_and_layer_decay_go_together():
+    """Of a backbone with a stroke head: in the stage hearing layers below learn slower, the rhythm not at all."""
+    config = common.experiment("efficientat", "full")
+    config.model.head, config.strokes.stage, config.train.layer_decay = "strokes", "hearing", 0.5
+    found = strategies.paces(config, models.abstract("efficientat", start.network(config))[0], 100)
+    assert found["strokes.linear.kernel"] == Pace(1.0, 0)
+    assert found["rhythm.stem.kernel"] == Pace(0.0, 0)
+    assert found["stem.kernel"].factor < 1e-4
+    assert found["blocks.14.project.kernel"] == Pace(0.5, 0)
+
+
+def test_what_lies_above_the_blocks_is_of_the_head():
+    """The pyramid, too, is fresh where a plain network begins to hear strokes: it learns from the start."""
+    config = common.experiment("efficientat", "full")
+    config.model.head = "strokes"
+    found = strategies.layers(models.abstract("efficientat", start.network(config))[0])
+    top = max(found.values())
+    for part in ("pyramid.", "strokes.", "rhythm."):
+        assert {layer for path, layer in found.items() if path.startswith(part)} == {top}, part
+
+
+@pytest.mark.parametrize("name", ["tempo_stretch", "mixup_alpha", "time_masks"])
+def test_augmentations_that_move_strokes_are_refused(name):
+    config = strokes.get_config()
+    strategies.check_augmentation_keeps_strokes(config)
+    config.augment[name] = common.base("ast", "ast", "full").augment[name]
+    message = rf"^config\.augment\.{name}={config.augment[name]} moves, mixes or hides strokes.*set it to 0, or"
+    with pytest.raises(InputError, match=message) as error:
+        strategies.check_augmentation_keeps_strokes(config)
+    assert "\n" not in str(error.value)

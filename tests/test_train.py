@@ -8,14 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
+from configs import common, strokes
 from sousa_jax import checkpoint, evaluate, models, start, train
+from sousa_jax.data.frame_targets import FrameTargets
 from sousa_jax.errors import InputError
 
 
 def tiny_config(name="efficientat", strategy="scratch", **changes):
     """Two epochs of five steps on half-second windows; a checkpoint at each third step and each epoch's end."""
-    config = common.experiment(name, strategy, "smoke")
+    config = strokes.get_config("smoke") if name == "strokes" else common.experiment(name, strategy, "smoke")
     config.data.synth.clips = (40, 40, 40)
     config.model.window_s = 0.5
     config.train.batch_size = 8
@@ -156,6 +157,9 @@ def test_a_step_lowers_the_loss_and_counts(name, compute_dtype):
     step = make_train_step(name, model_config, optimizer, config)
     n_samples = model_config.frontend.window_samples
     batch = {"waveform": jax.random.normal(jax.random.key(0), (8, n_samples)) * 0.1, "label": jnp.arange(8)}
+    if rate := model_config.strokes_per_second:
+        zeros = jnp.zeros((8, round(config.model.window_s * rate)))
+        batch["stroke_targets"] = FrameTargets(zeros.at[:, ::20].set(1.0), zeros + 0.5, zeros, zeros)
     losses = []
     for _ in range(20):
         state, metrics = step(state, {}, batch)

@@ -21,8 +21,22 @@ def open_split(data: ConfigDict, split: str, *, seed: int, sample_rate: int) -> 
     """The clips of one split, from what `config.data` says.
 
     `data.path` is `synth`, a folder in the Hub's or in the generator's layout, or a Hub id. With
-    `data.cache_dir` the clips are decoded and resampled to `sample_rate` Hz once and kept there.
+    `data.cache_dir` the clips are decoded and resampled to `sample_rate` Hz once and kept there. `data.exclude` leaves
+    clips out of all splits but `test`.
     """
+    from sousa_jax.data import sousa
+    from sousa_jax.data.subset import SubsetClips
+
+    if data.streaming and data.path != "synth":
+        if data.get("exclude"):
+            raise InputError("config.data.exclude needs random access: turn config.data.streaming off")
+        return sousa.stream_clips(data.path, split, revision=data.revision or None)
+    clips = _open(data, split, seed, sample_rate)
+    exclude = tuple(data.get("exclude", ()))  # runs of before have none
+    return SubsetClips(clips, exclude) if exclude and split != "test" else clips
+
+
+def _open(data: ConfigDict, split: str, seed: int, sample_rate: int) -> "Clips":
     from sousa_jax.data import cache, sousa, synth
 
     if data.path == "synth":
@@ -30,10 +44,7 @@ def open_split(data: ConfigDict, split: str, *, seed: int, sample_rate: int) -> 
         source = synth.Source(data.synth.dialect, data.synth.num_cycles, data.synth.clip_s)
         # An unknown split is refused there.
         return synth.SynthClips(split, num_clips.get(split, 1), seed, source, data.synth.bandwidth_hz)
-    revision = data.revision or None
-    if data.streaming:
-        return sousa.stream_clips(data.path, split, revision=revision)
-    clips = sousa.open_clips(data.path, split, revision=revision)
+    clips = sousa.open_clips(data.path, split, revision=data.revision or None)
     if data.cache_dir:
         return cache.CachedClips(clips, sample_rate, data.cache_dir, data.workers)
     return clips
@@ -64,11 +75,13 @@ def train_batches(
     position: dict[str, int] | None,
     layout: "Layout | None" = None,
     strokes_per_second: int = 0,
+    sound: bool = True,
 ) -> "TrainBatches | SynthBatches | MixedBatches":
     """Infinite training batches: of `clips`, made on the device by the synthesizer, or of both.
 
     Recorded clips come as the rows of this process, synthetic ones lie as `layout` says. With `strokes_per_second`
-    above 0 batches have `stroke_targets`, a `FrameTargets` of that many frames a second.
+    above 0 batches have `stroke_targets`, a `FrameTargets` of that many frames a second. Without `sound` they are
+    synthetic performances that nobody renders, whatever `config.data.path` says.
     """
     import jax
 
@@ -90,6 +103,7 @@ def train_batches(
             layout=layout,
             bandwidth_hz=data.synth.bandwidth_hz,
             strokes_per_second=strokes_per_second,
+            sound=sound,
         )
 
     def recorded(n: int, position: dict[str, int] | None) -> TrainBatches:
@@ -109,7 +123,7 @@ def train_batches(
             strokes_per_second=strokes_per_second,
         )
 
-    if data.path == "synth":
+    if data.path == "synth" or not sound:
         return synthetic(batch_size, position)
     if n_rows == batch_size:
         return recorded(batch_size, position)

@@ -6,7 +6,7 @@ A batch is a dict of arrays with `batch_size / process_count` rows:
     label      (B,) int32     class id
     clip       (B,) int32     row of the clip in `clips.table`; -1 in a padding row
     mask       (B,) bool      False where a row must not be counted
-    stroke_targets            `FrameTargets` (B, n_frames), in training if asked for
+    stroke_targets            `FrameTargets` (B, n_frames), if asked for
 
 Training has no state but a number: the sample position p, the count of rows made before. What row p holds (which
 clip, cut where) is a function of (seed, p) alone, so a run resumes exactly where it stopped, whatever the number of
@@ -21,7 +21,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -168,9 +168,7 @@ class TrainBatches:
     ) -> Iterator[tuple[Batch, dict[str, int]]]:
         def rows() -> Iterator[tuple[Batch, int, int, _Pick]]:
             for first in itertools.count(start, self._batch_size):
-                batch = _empty_batch(len(self._rows), self._n_samples)
-                if self._n_frames:
-                    batch["stroke_targets"] = FrameTargets(*np.zeros((4, len(self._rows), self._n_frames), np.float32))
+                batch = _empty_batch(len(self._rows), self._n_samples, self._n_frames)
                 for row, j in enumerate(self._rows):
                     yield batch, row, first + j, next(picks)
 
@@ -193,12 +191,8 @@ class TrainBatches:
                 self._bad.add(bad)
                 continue
             start = random_start(len(wave), self._n_samples, _rng(self._seed, _CROP, p))
-            _set_row(batch, row, loop_fill(wave, self._n_samples, start), clip)
-            if strokes is not None:
-                struck = strokes.window(start, len(wave), self._n_samples, self._sample_rate)
-                targets = place_on_frames(*struck, self._n_frames, self._strokes_per_second)
-                for rows, target in zip(batch["stroke_targets"], targets, strict=True):
-                    rows[row] = target
+            window = _Window.cut(wave, start, self._n_samples, self._sample_rate, strokes)
+            window.fill(batch, row, clip, self._strokes_per_second)
             return batch
         raise InputError(f"{MAX_REDRAWS} clips drawn one after another were bad; {self._bad.report()}")
 
@@ -327,6 +321,7 @@ def eval_batches(
     prefetch: int = 2,
     process_index: int = 0,
     process_count: int = 1,
+    strokes_per_second: int = 0,
 ) -> Iterator[Batch]:
     """Every clip exactly once, in order: its first window, or all of them (rows that share a `clip`).
 
@@ -345,18 +340,20 @@ def eval_batches(
     n_samples = _window_samples(window_s, sample_rate)
     hop = n_samples // 2 if hop_s is None else round(hop_s * sample_rate)
     rows = _rows_of_process(batch_size, process_index, process_count)
+    n_frames = count_frames(window_s, strokes_per_second)
 
-    def cut(task: tuple[int, _ClipOf | EncodedClip]) -> tuple[_ClipOf | EncodedClip, list[np.ndarray | None]]:
+    def cut(task: tuple[int, _ClipOf | EncodedClip]) -> tuple[_ClipOf | EncodedClip, list[_Window | None]]:
         ordinal, clip = task
         if windows == "first" and ordinal % batch_size not in rows:
             return clip, [None]
         try:
             wave = trim_tail(clip.waveform(sample_rate), sample_rate)
+            strokes = clip.clip_strokes() if n_frames else None
         except BadClip as error:
             bad.add(error)
             return clip, [None]
         starts = window_starts(len(wave), n_samples, hop) if windows == "all" else [0]
-        return clip, [loop_fill(wave, n_samples, start) for start in starts]
+        return clip, [_Window.cut(wave, start, n_samples, sample_rate, strokes) for start in starts]
 
     if isinstance(clips, StreamedClips):
         in_order = _read_shards(clips, range(len(clips.shards)))
@@ -365,17 +362,17 @@ def eval_batches(
     else:
         ordered = (_ClipOf(clips, i, int(label)) for i, label in enumerate(clips.table["label"]))
     g = 0  # rows of global batches so far
-    batch = _empty_batch(len(rows), n_samples)
+    batch = _empty_batch(len(rows), n_samples, n_frames)
     with contextlib.closing(ordered_map(cut, enumerate(ordered), workers, prefetch * len(rows) + workers)) as results:
         for clip, cuts in results:
             for window in cuts:
                 j = g % batch_size
                 if window is not None and j in rows:
-                    _set_row(batch, j - rows.start, window, clip)
+                    window.fill(batch, j - rows.start, clip, strokes_per_second)
                 g += 1
                 if g % batch_size == 0:
                     yield batch
-                    batch = _empty_batch(len(rows), n_samples)
+                    batch = _empty_batch(len(rows), n_samples, n_frames)
     if g % batch_size:
         yield batch
 
@@ -385,20 +382,42 @@ def eval_batches(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _empty_batch(n_rows: int, n_samples: int) -> Batch:
-    return {
+def _empty_batch(n_rows: int, n_samples: int, n_frames: int) -> Batch:
+    batch = {
         "waveform": np.zeros((n_rows, n_samples), np.float32),
         "label": np.zeros(n_rows, np.int32),
         "clip": np.full(n_rows, -1, np.int32),
         "mask": np.zeros(n_rows, bool),
     }
+    if n_frames:
+        batch["stroke_targets"] = FrameTargets(*np.zeros((4, n_rows, n_frames), np.float32))
+    return batch
 
 
-def _set_row(batch: Batch, row: int, window: np.ndarray, clip: _ClipOf | EncodedClip) -> None:
-    batch["waveform"][row] = window
-    batch["label"][row] = clip.label
-    batch["clip"][row] = clip.index
-    batch["mask"][row] = True
+class _Window(NamedTuple):
+    """A window of a clip by the length policy, and its strokes if they are wanted."""
+
+    wave: np.ndarray
+    strokes: ClipStrokes | None
+
+    @classmethod
+    def cut(
+        cls, wave: np.ndarray, start: int, n_samples: int, sample_rate: int, strokes: ClipStrokes | None
+    ) -> "_Window":
+        struck = strokes.window(start, len(wave), n_samples, sample_rate) if strokes is not None else None
+        return cls(loop_fill(wave, n_samples, start), struck)
+
+    def fill(self, batch: Batch, row: int, clip: _ClipOf | EncodedClip, strokes_per_second: int) -> None:
+        batch["waveform"][row] = self.wave
+        batch["label"][row] = clip.label
+        batch["clip"][row] = clip.index
+        batch["mask"][row] = True
+        if self.strokes is not None:
+            n_frames = batch["stroke_targets"].onset.shape[1]
+            for rows, target in zip(
+                batch["stroke_targets"], place_on_frames(*self.strokes, n_frames, strokes_per_second), strict=True
+            ):
+                rows[row] = target
 
 
 def _window_samples(window_s: float, sample_rate: int) -> int:

@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from sousa_jax import lora
+from sousa_jax.data.frame_targets import FrameTargets
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
 from sousa_jax.lora import LoRA
@@ -21,6 +22,7 @@ from sousa_jax.models.beats import BEATs, BEATsConfig
 from sousa_jax.models.efficientat import EfficientAT, EfficientATConfig
 from sousa_jax.models.htsat import HTSAT, HTSATConfig
 from sousa_jax.models.layers import Outputs, Recomputable
+from sousa_jax.models.strokes import Strokes, StrokesConfig
 
 Arrays = dict[str, jax.Array]
 
@@ -29,8 +31,10 @@ _MODELS: dict[str, tuple[type, type]] = {
     "beats": (BEATsConfig, BEATs),
     "efficientat": (EfficientATConfig, EfficientAT),
     "ast": (ASTConfig, AST),
+    "strokes": (StrokesConfig, Strokes),
 }
 MODEL_NAMES = tuple(_MODELS)
+HEADS = ("plain", "strokes")
 
 
 def _entry(name: str) -> tuple[type, type]:
@@ -105,6 +109,23 @@ def apply_fn(
         return outputs, _flatten(nnx.state(model))[1]
 
     return apply
+
+
+def rhythm_fn(name: str, config: Any) -> Callable[[Arrays, FrameTargets], jax.Array]:
+    """The rhythm head alone: `rhythm(params, heard) -> logits` from a stream of strokes that somebody else heard.
+
+    `InputError` if the network has none.
+    """
+    graphdef, template = _abstract(name, config)
+    if not any(path[0] == "rhythm" for path, _ in nnx.to_flat_state(template)):
+        raise InputError(f"{name} has no rhythm head; config.strokes.stage='rhythm' needs one")
+
+    def rhythm(params, heard):
+        # What is not the head's own stays abstract: nobody reads it.
+        flat = [(p, v.replace(params[_dotted(p)]) if p[0] == "rhythm" else v) for p, v in nnx.to_flat_state(template)]
+        return nnx.merge(graphdef, nnx.from_flat_state(flat)).rhythm(heard)[0]
+
+    return rhythm
 
 
 def module(name: str, config: Any, params: Arrays, stats: Arrays) -> nnx.Module:

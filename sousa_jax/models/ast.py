@@ -10,6 +10,7 @@ so one set of parameters serves every length, and gradients reach the table thro
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -17,8 +18,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from sousa_jax.data.frame_targets import count_frames
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
+from sousa_jax.models.heads import StrokeHead
 from sousa_jax.models.layers import LENGTHS, Outputs, Recomputable
 from sousa_jax.models.transformer import (
     MLP,
@@ -66,6 +69,9 @@ class ASTConfig:
       head_norm_epsilon: of the class layer's.
       dropout: after the positions are added, after attention and, twice, in the MLP (timm's `drop_rate`).
       drop_path: stochastic depth of the last block; it grows linearly from 0 in the first.
+      strokes_per_second: frames a second of the strokes that it is taught to hear beside the name; 0: none. A column
+        of patches says what falls within `time_stride` frames from its first one, and itself hears `patch_size` of
+        them: at the released strides 100 ms of which it hears 175. Of what follows the last column nothing is said.
       frontend: what turns samples into the network's input.
 
     Dropout and drop-path are 0 in all released training recipes.
@@ -84,6 +90,7 @@ class ASTConfig:
     head_norm_epsilon: float = 1e-5
     dropout: float = 0.0
     drop_path: float = 0.0
+    strokes_per_second: int = 0
     frontend: FrontendSpec = dataclasses.field(default_factory=FrontendSpec.ast)
 
     def __post_init__(self) -> None:
@@ -99,6 +106,12 @@ class ASTConfig:
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"{name} {getattr(self, name)} must be at least 0 and below 1")
         self.patch_grid(self.frontend.n_mels, self.frontend.n_frames(self.frontend.window_samples))
+        _ = self.strokes_per_step
+
+    @property
+    def strokes_per_step(self) -> int:
+        """Frames of the stroke stream from patch to patch; `InputError` if they are not whole."""
+        return stream_frames_per_step(self.frontend, self.time_stride, self.strokes_per_second)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "ASTConfig":
@@ -128,6 +141,28 @@ class ASTConfig:
             )
         n_rows = (n_mels - self.patch_size) // self.frequency_stride + 1
         return n_rows, (n_frames - self.patch_size) // self.time_stride + 1
+
+
+def stream_frames_per_step(spec: FrontendSpec, step_frames: int, per_second: int) -> int:
+    """How many frames of a stroke stream of `per_second` fall into a step of `step_frames` spectrogram frames; 0 of no
+    stream. `InputError` if they are not whole: frame k of step i must lie at `(i · frames of a step + k) / per_second`.
+    """
+    step_samples = step_frames * spec.hop_length
+    per_step, rest = divmod(per_second * step_samples, spec.sample_rate)
+    if per_second < 0 or rest:
+        fits = spec.sample_rate // math.gcd(step_samples, spec.sample_rate)
+        raise InputError(
+            f"strokes_per_second is {per_second}: a step of {1000 * step_samples / spec.sample_rate:g} ms must hold "
+            f"a whole number of them, choose a multiple of {fits}"
+        )
+    return per_step
+
+
+def stream_frames(spec: FrontendSpec, n_frames: int, per_second: int) -> int:
+    """Frames of the stroke stream of a spectrogram of `n_frames`. With as many as the window of `spec` has they are the
+    window's own, `round(window_s · per_second)`; each frame more or less is a hop more or less of sound."""
+    more = n_frames - spec.n_frames(spec.window_samples)
+    return count_frames(spec.window_s + more * spec.hop_length / spec.sample_rate, per_second)
 
 
 def _at_least_one(name: str, value: int) -> None:
@@ -230,6 +265,8 @@ class AST(nnx.Module):
         self.blocks = nnx.List([Block(config, rate, rngs=rngs) for rate in rates])
         self.norm = LayerNorm(config.width, epsilon=config.norm_epsilon)
         self.head = Head(config, rngs=rngs)
+        per_step = config.strokes_per_step
+        self.strokes = StrokeHead(config.width, per_step, rngs=rngs) if per_step else None
 
     def stages(self, features: jax.Array, *, train: bool = False, rng: jax.Array | None = None) -> dict[str, jax.Array]:
         """What `(batch, n_mels, n_frames)` becomes on its way, each `(batch, tokens, width)`: `patch_embed`, without
@@ -269,7 +306,8 @@ class AST(nnx.Module):
           rng: key for both.
 
         Returns:
-          Outputs; `frames` has one step a column of patches, `(n_frames - 16) // time_stride + 1` of them.
+          Outputs; `frames` has one step a column of patches, `(n_frames - 16) // time_stride + 1` of them, `strokes` as
+          many as `stream_frames` says.
 
         Raises:
           InputError: the features are smaller than one patch.
@@ -278,4 +316,8 @@ class AST(nnx.Module):
         x = self.norm(x.astype(jnp.float32))
         embedding = x[:, :N_TOKENS].mean(1)
         patches = x[:, N_TOKENS:].reshape(x.shape[0], *self.config.patch_grid(*features.shape[1:]), -1)
-        return Outputs(self.head(embedding), embedding, patches.mean(1))  # frames: (B, columns, D)
+        frames, strokes = patches.mean(1), None  # (B, columns, D)
+        if self.strokes is not None:
+            n_stream = stream_frames(self.config.frontend, features.shape[2], self.config.strokes_per_second)
+            strokes = self.strokes(frames, n_stream)
+        return Outputs(self.head(embedding), embedding, frames, strokes)

@@ -21,6 +21,8 @@ from scipy.fft import next_fast_len
 
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
+from sousa_jax.models.ast import stream_frames, stream_frames_per_step
+from sousa_jax.models.heads import StrokeHead
 from sousa_jax.models.layers import Outputs, Recomputable
 from sousa_jax.models.transformer import MLP, LayerNorm, Linear, dropout, gelu, layer_rng, project, split_heads
 
@@ -32,6 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 _EPSILON = 1e-5
 _GATE_FEATURES = 8  # two sums of four
+_MAY_BE_ZERO = ("num_classes", "time_stride", "strokes_per_second")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,9 @@ class BEATsConfig:
 
     Attributes:
       num_classes: size of the logits; 0 leaves the class layer out, as in the files before fine-tuning.
-      patch_size: frames and mel bands of a patch, which does not overlap the next.
+      patch_size: frames and mel bands of a patch; bands do not overlap.
+      time_stride: frames from patch to patch, at most `patch_size`; 0: patch_size, as released. A smaller one gives
+        more steps a second from the same parameters: positions count tokens, whatever time lies between them.
       patch_features: of the patch embedding. features, hidden_features: of the transformer and of its MLPs.
       n_layers, n_heads: of the transformer.
       conv_kernel, conv_groups: of the convolution for positions, in tokens.
@@ -54,11 +59,15 @@ class BEATsConfig:
       gradient_decay: in training, gradients are multiplied by it on their way back through each layer; values stay as
         they are. At the official 0.6 the patch embedding receives 0.6^12, 0.2 %, of its gradient. Adam hardly notices
         the factor (its epsilon does), gradient clipping and stochastic gradient descent do.
+      strokes_per_second: frames a second of the strokes that it is taught to hear beside the name; 0: none. A step says
+        what falls within its stride, 160 ms as released, and itself hears `patch_size` frames, 175 ms from the same
+        beginning. Of what follows the last whole patch nothing is said.
       frontend: what turns samples into the network's input.
     """
 
     num_classes: int = 40
     patch_size: int = 16
+    time_stride: int = 0
     patch_features: int = 512
     features: int = 768
     hidden_features: int = 3072
@@ -75,11 +84,12 @@ class BEATsConfig:
     head_dropout: float = 0.0
     layer_drop: float = 0.05
     gradient_decay: float = 0.6
+    strokes_per_second: int = 0
     frontend: FrontendSpec = dataclasses.field(default_factory=FrontendSpec.beats)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "num_classes" else 1
+            value, least = getattr(self, field.name), 0 if field.name in _MAY_BE_ZERO else 1
             if field.type is int and value < least:
                 raise InputError(f"{field.name} is {value}, expected at least {least}")
             is_rate = field.type is float and field.name != "gradient_decay"
@@ -98,7 +108,10 @@ class BEATsConfig:
         spec = self.frontend
         if spec.n_mels % self.patch_size:
             raise InputError(f"{spec.n_mels} mel bands are no multiple of patch_size {self.patch_size}")
-        _steps(spec.n_frames(spec.window_samples), self.patch_size)
+        if self.time_stride > self.patch_size:
+            raise InputError(f"time_stride is {self.time_stride}, expected at most patch_size = {self.patch_size}")
+        self.steps(spec.n_frames(spec.window_samples))
+        _ = self.strokes_per_step
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "BEATsConfig":
@@ -113,6 +126,24 @@ class BEATsConfig:
         return dataclasses.replace(self, frontend=dataclasses.replace(self.frontend, window_s=window_s))
 
     @property
+    def step_frames(self) -> int:
+        """Frames from patch to patch."""
+        return self.time_stride or self.patch_size
+
+    @property
+    def strokes_per_step(self) -> int:
+        """Frames of the stroke stream from patch to patch; `InputError` if they are not whole."""
+        return stream_frames_per_step(self.frontend, self.step_frames, self.strokes_per_second)
+
+    def steps(self, n_frames: int) -> int:
+        """Patches along a spectrogram of so many frames; `InputError` if not one fits."""
+        if n_frames < self.patch_size:
+            raise InputError(
+                f"a spectrogram of {n_frames} frames is shorter than a patch, at least {self.patch_size} needed"
+            )
+        return (n_frames - self.patch_size) // self.step_frames + 1
+
+    @property
     def alpha(self) -> float:
         """Deep norm's factor on the residual (arXiv:2203.00555); 2.2134 for 12 layers."""
         return (2 * self.n_layers) ** 0.25
@@ -121,12 +152,6 @@ class BEATsConfig:
     def beta(self) -> float:
         """Deep norm's gain of the initial value, output and MLP kernels; 0.3195 for 12 layers."""
         return (8 * self.n_layers) ** -0.25
-
-
-def _steps(n_frames: int, patch_size: int) -> int:
-    if n_frames < patch_size:
-        raise InputError(f"a spectrogram of {n_frames} frames is shorter than a patch, at least {patch_size} needed")
-    return n_frames // patch_size
 
 
 def _torch_default(fan_in: int) -> jax.nn.initializers.Initializer:
@@ -142,17 +167,23 @@ def _xavier(gain: float) -> jax.nn.initializers.Initializer:
 
 
 class PatchEmbed(nnx.Module):
-    """Every patch times one matrix: a convolution whose stride is its size."""
+    """Every patch times one matrix: a convolution whose stride is its size, but for `time_stride`."""
 
     def __init__(self, config: BEATsConfig, *, rngs: nnx.Rngs):
         shape = (config.patch_size, config.patch_size, config.patch_features)  # frame, mel, feature
         self.kernel = nnx.Param(_torch_default(config.patch_size**2)(rngs.params(), shape, jnp.float32))
+        self.config = config
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """`(B, n_mels, n_frames)` to `(B, tokens, patch_features)`, token = step · bands + band."""
-        size = self.kernel.shape[0]
-        batch, bands, steps = len(features), features.shape[1] // size, _steps(features.shape[2], size)
-        patches = features[:, :, : steps * size].reshape(batch, bands, size, steps, size)
+        size, stride = self.config.patch_size, self.config.step_frames
+        batch, bands, steps = len(features), features.shape[1] // size, self.config.steps(features.shape[2])
+        if stride == size:
+            patches = features[:, :, : steps * size]
+        else:  # first frames of all patches, second ones, ...
+            span = (steps - 1) * stride + 1
+            patches = jnp.stack([features[:, :, i : i + span : stride] for i in range(size)], axis=-1)
+        patches = patches.reshape(batch, bands, size, steps, size)
         patches = patches.transpose(0, 3, 1, 4, 2).reshape(batch, steps * bands, size * size)
         return project(patches, self.kernel[...].reshape(size * size, -1))
 
@@ -339,14 +370,17 @@ class BEATs(nnx.Module):
         self.head = (
             Linear(config.features, config.num_classes, kernel_init=init, rngs=rngs) if config.num_classes else None
         )
+        per_step = config.strokes_per_step
+        self.strokes = StrokeHead(config.features, per_step, rngs=rngs) if per_step else None
 
     def _grid(self, features: jax.Array) -> tuple[int, int]:
         """Patches of a spectrogram: `(bands, steps)`."""
-        size = self.config.patch_size
-        return features.shape[1] // size, _steps(features.shape[2], size)
+        return features.shape[1] // self.config.patch_size, self.config.steps(features.shape[2])
 
     def token_padding(self, features: jax.Array, padding: jax.Array) -> jax.Array:
-        """`(B, tokens)` of `(B, n_frames)`, both true where padded."""
+        """`(B, tokens)` of `(B, n_frames)`, both true where padded; `InputError` where patches overlap."""
+        if self.config.step_frames != self.config.patch_size:
+            raise InputError(f"padding does not go with time_stride {self.config.time_stride}: patches overlap")
         bands, steps = self._grid(features)
         return reduce_padding(padding, bands * steps)
 
@@ -402,7 +436,7 @@ class BEATs(nnx.Module):
             padding has the embedding zero, and the class layer's bias as logits.
 
         Raises:
-          InputError: fewer frames than a patch has.
+          InputError: fewer frames than a patch has, or padding where patches overlap.
         """
         bands, steps = self._grid(features)
         token_padding = None if padding is None else self.token_padding(features, padding)
@@ -410,11 +444,15 @@ class BEATs(nnx.Module):
         tokens = stages[f"layer{self.config.n_layers - 1:02d}"]
         embedding = _mean_of_tokens(tokens, token_padding)
         frames = tokens.reshape(len(tokens), steps, bands, -1).mean(2, dtype=jnp.float32)  # (B, T / 16, C)
+        strokes = None
+        if self.strokes is not None:
+            n_stream = stream_frames(self.config.frontend, features.shape[2], self.config.strokes_per_second)
+            strokes = self.strokes(frames, n_stream)
         # The official class layer acts on each token and its outputs are averaged: the same, once a clip instead.
         around = layer_rng(rng if train else None, self.config.n_layers)
         pooled = _mean_of_tokens(dropout(tokens, self.config.head_dropout, around, 2), token_padding)
         logits = jnp.zeros((len(tokens), 0)) if self.head is None else self.head(pooled)
-        return Outputs(logits, embedding, frames)
+        return Outputs(logits, embedding, frames, strokes)
 
 
 def _mean_of_tokens(tokens: jax.Array, padding: jax.Array | None) -> jax.Array:

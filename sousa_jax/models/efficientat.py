@@ -14,6 +14,8 @@ from flax import nnx
 
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
+from sousa_jax.models.ast import stream_frames, stream_frames_per_step
+from sousa_jax.models.heads import RhythmHead, StrokeHead, dilated_blocks, probabilities
 from sousa_jax.models.layers import Norm, Outputs, Recomputable, depthwise_conv, pointwise_conv
 
 # kernel, expanded channels, output channels, squeeze-excitation, activation, stride: at width 1.
@@ -38,6 +40,11 @@ BLOCKS = (
 EPSILON = 1e-3  # of batch norm, officially
 _AGGREGATIONS = {"max": jnp.max, "avg": jnp.mean, "add": jnp.sum, "min": jnp.min}
 HEADS = ("mlp", "fully_convolutional", "multihead_attention_pooling")
+
+# With strokes: the last block of each resolution, of which the first keep every mel band apart; and what follows.
+PYRAMID_BLOCKS, FLAT_BLOCKS = (0, 2, 5, 11, 14), 3
+PYRAMID_WIDTH, PYRAMID_DILATIONS = 64, (1, 2, 4, 8)
+STEM_STRIDE = 2
 
 
 def _mels(n_mels: int) -> FrontendSpec:
@@ -77,6 +84,9 @@ class EfficientATConfig:
         many thousand steps; a short run needs less, or its statistics still hold their initial ones.
       grouped_init: scales the initial depthwise kernels by their own fan-out, k², instead of PyTorch's k² times
         channels. The official init leaves depthwise outputs far below batch norm's epsilon.
+      strokes_per_second: frames a second of the strokes that it is taught to hear; 0: none. With strokes the name is
+        read from them alone, so `head`, `attention_heads` and `dropout` change nothing. The finest features have one
+        step every other frame of the spectrogram, 10 ms at the hop of 5 ms, and say what falls from there to the next.
       frontend: what turns samples into the network's input.
     """
 
@@ -91,6 +101,7 @@ class EfficientATConfig:
     dropout: float = 0.2
     norm_momentum: float = 0.99
     grouped_init: bool = False
+    strokes_per_second: int = 0
     frontend: FrontendSpec = dataclasses.field(default_factory=FrontendSpec)
 
     def __post_init__(self) -> None:
@@ -103,6 +114,12 @@ class EfficientATConfig:
             raise InputError(f"se_dims {self.se_dims!r} is not made of different letters of 'cft'")
         if len(self.strides) != 4 or not set(self.strides) <= {1, 2}:
             raise InputError(f"strides {self.strides} must be four numbers, each 1 or 2")
+        _ = self.strokes_per_step
+
+    @property
+    def strokes_per_step(self) -> int:
+        """Frames of the stroke stream in a step of the stem's map; `InputError` if they are not whole."""
+        return stream_frames_per_step(self.frontend, STEM_STRIDE, self.strokes_per_second)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "EfficientATConfig":
@@ -273,9 +290,45 @@ class AttentionHead(nnx.Module):
 _HEAD_CLASSES = dict(zip(HEADS, (MLPHead, ConvHead, AttentionHead), strict=True))
 
 
+class Pyramid(nnx.Module):
+    """Maps of several resolutions → features at the rate of the finest, `(B, T, 64)` float32.
+
+    Each is mapped linearly to one width, fine ones with all their mel bands side by side and coarse ones with the bands
+    averaged; its steps are repeated to the finest rate; the sum goes through dilated convolutions along time.
+
+    Args:
+      shapes: mel bands and channels of each map, the finest first.
+      repeats: steps of the finest map in one of each.
+    """
+
+    def __init__(self, shapes: list[tuple[int, int]], repeats: list[int], *, rngs: nnx.Rngs):
+        sizes = [mels * channels if i < FLAT_BLOCKS else channels for i, (mels, channels) in enumerate(shapes)]
+        self.levels = nnx.List([nnx.Linear(size, PYRAMID_WIDTH, rngs=rngs) for size in sizes])
+        self.blocks = dilated_blocks(PYRAMID_WIDTH, PYRAMID_DILATIONS, rngs=rngs)
+        self.repeats = tuple(repeats)
+
+    def __call__(self, maps: list[jax.Array]) -> jax.Array:
+        """maps: `(B, mel, T, C)` each."""
+        batch, _, n_steps, _ = maps[0].shape
+        total = 0.0
+        for i, (x, level, repeat) in enumerate(zip(maps, self.levels, self.repeats, strict=True)):
+            if i < FLAT_BLOCKS:
+                x = jnp.swapaxes(x, 1, 2).reshape(batch, x.shape[2], -1)  # (B, T, mel · C)
+            else:
+                x = x.mean(1, dtype=jnp.float32)
+            total += jnp.repeat(level(x.astype(jnp.float32)), repeat, axis=1)[:, :n_steps]
+        for block in self.blocks:
+            total = block(total)
+        return total
+
+
 class EfficientAT(nnx.Module):
     """`model(features) -> Outputs`. Compute runs in the dtype of the features (float32 or bfloat16);
-    parameters, batch-norm statistics, pooling and logits are float32."""
+    parameters, batch-norm statistics, pooling and logits are float32.
+
+    With `strokes_per_second` the convolution `last` and the head give way to `pyramid`, `strokes` and `rhythm`: frames
+    of high rate, the strokes that fall in them, and the name that those strokes have. All of that is float32.
+    """
 
     def __init__(self, config: EfficientATConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -283,7 +336,7 @@ class EfficientAT(nnx.Module):
         in_channels = config.channels(16)
         mels, frames = (spec.n_mels + 1) // 2, (spec.n_frames(spec.window_samples) + 1) // 2
         self.stem = InputConv(in_channels, config, rngs=rngs)
-        blocks = []
+        blocks, shapes, repeats = [], [], []
         strides = iter(config.strides)
         for kernel_size, expanded, out_channels, use_se, activation, stride in BLOCKS:
             stride = next(strides) if stride == 2 else 1
@@ -294,16 +347,24 @@ class EfficientAT(nnx.Module):
             shape = (in_channels, kernel_size, expanded, out_channels, activation, stride)
             blocks.append(InvertedResidual(*shape, se, config, rngs=rngs))
             in_channels = out_channels
+            shapes.append((mels, out_channels))
+            repeats.append(repeats[-1] * stride if repeats else 1)
         self.blocks = nnx.List(blocks)
-        self.last = Pointwise(in_channels, 6 * in_channels, "hard_swish", config, rngs=rngs)
-        self.head = _HEAD_CLASSES[config.head](6 * in_channels, config, rngs=rngs)
+        per_second, width = config.strokes_per_second, 6 * in_channels
+        self.last = None if per_second else Pointwise(in_channels, width, "hard_swish", config, rngs=rngs)
+        self.head = None if per_second else _HEAD_CLASSES[config.head](width, config, rngs=rngs)
+        shapes, repeats = ([of[i] for i in PYRAMID_BLOCKS] for of in (shapes, repeats))
+        self.pyramid = Pyramid(shapes, repeats, rngs=rngs) if per_second else None
+        self.strokes = StrokeHead(PYRAMID_WIDTH, config.strokes_per_step, rngs=rngs) if per_second else None
+        self.rhythm = RhythmHead(config.num_classes, per_second, rngs=rngs) if per_second else None
 
     def stages(self, features: jax.Array, *, train: bool = False) -> list[jax.Array]:
-        """The 17 intermediate feature maps, each `(batch, mel, frame, channel)`: stem, blocks, last."""
+        """The 17 intermediate feature maps, each `(batch, mel, frame, channel)`: stem, blocks, last; with strokes 16,
+        there is no last."""
         maps = [self.stem(features, train)]
         for block in self.blocks:
             maps.append(block(maps[-1], train))
-        return [*maps, self.last(maps[-1], train)]
+        return maps if self.last is None else [*maps, self.last(maps[-1], train)]
 
     def __call__(self, features: jax.Array, *, train: bool = False, rng: jax.Array | None = None) -> Outputs:
         """
@@ -313,7 +374,13 @@ class EfficientAT(nnx.Module):
           train: batch statistics instead of running ones (which are updated), and dropout.
           rng: key for dropout, needed when training.
         """
-        x = self.stages(features, train=train)[-1]
+        maps = self.stages(features, train=train)
+        if self.pyramid is not None:
+            frames = self.pyramid([maps[1 + i] for i in PYRAMID_BLOCKS])  # (B, T / 2, 64)
+            n_stream = stream_frames(self.config.frontend, features.shape[2], self.config.strokes_per_second)
+            strokes = self.strokes(frames, n_stream)
+            return Outputs(*self.rhythm(probabilities(strokes)), frames, strokes)
+        x = maps[-1]
         embedding = x.mean((1, 2), dtype=jnp.float32)
         frames = x.mean(1, dtype=jnp.float32)  # (B, T / 32, C)
         return Outputs(self.head(x, embedding, train, rng).astype(jnp.float32), embedding, frames)

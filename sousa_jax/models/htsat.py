@@ -16,6 +16,8 @@ from flax import nnx
 
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
+from sousa_jax.models.ast import stream_frames, stream_frames_per_step
+from sousa_jax.models.heads import StrokeHead
 from sousa_jax.models.layers import LENGTHS, Norm, Outputs, Recomputable
 from sousa_jax.models.transformer import (
     MLP,
@@ -68,6 +70,9 @@ class HTSATConfig:
       dropout: of patch embeddings, attention outputs and in the MLPs; 0 officially.
       drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
       norm_momentum: how much of `bn0`'s running statistics stays at each step.
+      strokes_per_second: frames a second of the strokes that it is taught to hear beside the name; 0: none. Only with
+        `length` `fill`: the image then begins with the window once, and one of its 32 coarse frames says what falls
+        within its own 32 frames of the spectrogram, 320 ms.
       frontend: what turns samples into the network's input.
     """
 
@@ -83,6 +88,7 @@ class HTSATConfig:
     dropout: float = 0.0
     drop_path: float = 0.1
     norm_momentum: float = 0.9
+    strokes_per_second: int = 0
     frontend: FrontendSpec = dataclasses.field(default_factory=FrontendSpec.htsat)
 
     def __post_init__(self) -> None:
@@ -103,6 +109,9 @@ class HTSATConfig:
             raise InputError(f"spec_size {self.spec_size} must be a multiple of the {self.frontend.n_mels} mel bands")
         self._check_grids()
         self.check_frames(self.frontend.n_frames(self.frontend.window_samples))
+        if self.strokes_per_second and self.length != "fill":
+            raise InputError(f"strokes are heard with length 'fill' only, {self.length!r} moves them in time")
+        _ = self.strokes_per_step
 
     def _check_grids(self) -> None:
         halvings = 2 ** (len(self.depths) - 1)
@@ -146,6 +155,12 @@ class HTSATConfig:
     def folds(self) -> int:
         """Pieces that the spectrogram is cut into."""
         return self.spec_size // self.frontend.n_mels
+
+    @property
+    def strokes_per_step(self) -> int:
+        """Frames of the stroke stream in a coarse frame; `InputError` if they are not whole."""
+        step_frames = self.patch_size * 2 ** (len(self.depths) - 1)
+        return stream_frames_per_step(self.frontend, step_frames, self.strokes_per_second)
 
     @property
     def n_frames(self) -> int:
@@ -370,6 +385,8 @@ class HTSAT(nnx.Module):
         self.norm = LayerNorm(config.channels(last), epsilon=EPSILON)
         rows = config.grid(last) // config.folds
         self.head = TokenSemanticHead(rows, config.channels(last), config.num_classes, rngs=rngs)
+        per_step = config.strokes_per_step
+        self.strokes = StrokeHead(config.channels(last), per_step, rngs=rngs) if per_step else None
 
     def images(self, features: jax.Array, *, train: bool = False) -> jax.Array:
         """The network's folded input, `(batch, crops, spec_size, spec_size)`: one crop unless the features are longer
@@ -424,4 +441,8 @@ class HTSAT(nnx.Module):
         logits, embedding, frames = (
             found[name].reshape(batch, n_crops, *found[name].shape[1:]) for name in ("logits", "embedding", "frames")
         )
-        return Outputs(average_crops(logits), embedding.mean(1), frames.mean(1))
+        frames, strokes = frames.mean(1), None
+        if self.strokes is not None:  # of the window's first round through the image
+            n_stream = stream_frames(self.config.frontend, features.shape[2], self.config.strokes_per_second)
+            strokes = self.strokes(frames, n_stream)
+        return Outputs(average_crops(logits), embedding.mean(1), frames, strokes)

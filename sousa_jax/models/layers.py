@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from sousa_jax.data.frame_targets import FrameTargets
+
 # How a window shorter than the released one meets a network. `fill`: the network sees exactly the window, or the
 # window over and over, never stretched in time nor padded; a rhythm stays what it was. `official`: as the released
 # code does it, for numbers that compare with its own. A config's `for_window(window_s, length)` takes one of them.
@@ -23,11 +25,13 @@ class Outputs(NamedTuple):
     logits: `(batch, num_classes)` float32, before any softmax or sigmoid.
     embedding: `(batch, width)` float32, the pooled features that the classifier reads.
     frames: `(batch, steps, width)` float32, features over time before pooling, mel bands averaged.
+    strokes: logits of `FrameTargets`, `(batch, n_frames)` float32 each, of networks that hear strokes; else None.
     """
 
     logits: jax.Array
     embedding: jax.Array
     frames: jax.Array
+    strokes: FrameTargets | None = None
 
 
 class Recomputable(nnx.Module):

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from small_sousa import FakeClips, rows, write_hub
+from small_sousa import ClickClips, FakeClips, rows, write_hub, write_strokes
 
 from sousa_jax.data import pipeline
+from sousa_jax.data.clips import BadClip
 from sousa_jax.data.layouts import labelled
 from sousa_jax.data.pipeline import BadClips, TrainBatches, eval_batches, ordered_map
 from sousa_jax.data.sousa import StreamedClips, decode, open_clips, stream_clips
@@ -205,6 +206,83 @@ def test_trailing_silence_does_not_reach_a_batch():
     clips.waveform = lambda index, rate: np.concatenate([np.ones(500, np.float32), np.zeros(100 * index, np.float32)])
     for batch in [*evaluate(clips, windows="all"), *(b for b, _ in take(train(clips), 4))]:
         assert (batch["waveform"] == 1).all()
+
+
+# Strokes in evaluation
+
+PER_SECOND = 200
+
+
+def assert_clicks_are_onsets(wave, onset):
+    """Frames with a click are the frames with an onset; a click in the last half frame has none."""
+    frames = np.round(np.flatnonzero(wave) * PER_SECOND / RATE)
+    np.testing.assert_array_equal(np.flatnonzero(onset), np.unique(frames[frames < len(onset)]))
+
+
+@pytest.mark.parametrize("windows", ["first", "all"])
+def test_every_evaluated_window_has_the_strokes_that_sound_in_it(windows):
+    """Clips that go round, that fill a window and that fill many; on times that no frame shares with its neighbour."""
+    times_s = [[0.0, 0.02], [0.01], [0.0, 0.045, 0.15], [0.005 * i for i in range(3, 100, 7)]]
+    clips = ClickClips(times_s, [[40 + 5 * i for i in range(len(times))] for times in times_s])
+    made = evaluate(clips, windows=windows, strokes_per_second=PER_SECOND)
+    n_rows = 0
+    for batch in made:
+        assert {x.shape for x in batch["stroke_targets"]} == {(4, 30)}
+        assert {x.dtype for x in batch["stroke_targets"]} == {np.dtype("float32")}
+        for row, counted in enumerate(batch["mask"]):
+            onset, velocity = (x[row] for x in batch["stroke_targets"][:2])
+            assert_clicks_are_onsets(batch["waveform"][row], onset)
+            np.testing.assert_array_equal(velocity > 0, onset > 0)
+            assert counted == onset.any(), "a padding row is silent"
+            n_rows += counted
+    assert n_rows == (4 if windows == "first" else len(clips_in(made)))
+    assert clips_in(made)[:2] == [0, 1]
+
+
+def test_asking_for_strokes_changes_nothing_else_in_an_evaluation():
+    clips = ClickClips([[0.0, 0.3], [0.1, 1.5], [0.07]])
+    plain, more = evaluate(clips, windows="all"), evaluate(clips, windows="all", strokes_per_second=PER_SECOND)
+    assert_same(plain, more)
+    assert all(set(b) - set(a) == {"stroke_targets"} for a, b in zip(plain, more, strict=True))
+
+
+@pytest.mark.parametrize("windows", ["first", "all"])
+def test_processes_share_the_strokes_of_an_evaluation(windows):
+    clips = ClickClips([[0.0, 0.3], [0.1, 0.5], [0.07], [0.02, 0.04], [0.0, 0.01]])
+    options = {"windows": windows, "strokes_per_second": PER_SECOND}
+    whole = evaluate(clips, **options)
+    parts = [evaluate(clips, process_index=i, process_count=2, **options) for i in range(2)]
+    for batch, *halves in zip(whole, *parts, strict=True):
+        for column, *of_halves in zip(*(b["stroke_targets"] for b in (batch, *halves)), strict=True):
+            np.testing.assert_array_equal(column, np.concatenate(of_halves))
+
+
+def test_a_clip_whose_strokes_are_unknown_is_bad_where_they_are_asked_for():
+    class Clips(ClickClips):
+        def clip_strokes(self, index):
+            if index == 1:
+                raise BadClip(self.table["sample_id"][1], "no strokes")
+            return super().clip_strokes(index)
+
+    clips = Clips([[0.0, 0.3], [0.1, 0.5], [0.07]])
+    bad = BadClips(clips, 0.5)
+    assert clips_in(evaluate(clips, bad=bad, strokes_per_second=PER_SECOND)) == [0, 2]
+    assert list(bad.reasons) == ["sample_id1"]
+    assert clips_in(evaluate(clips)) == [0, 1, 2]
+    with pytest.raises(InputError, match=r"strokes_per_second is 1: a window of 0\.15 s has no frame"):
+        evaluate(clips, strokes_per_second=1)
+
+
+def test_streams_evaluate_the_same_strokes(small_hub):
+    ids = open_clips(small_hub, "train").table["sample_id"]
+    write_strokes(
+        small_hub / "auxiliary/strokes.parquet", [(name, 7.0 * i, 90, False, "tap") for i, name in enumerate(ids)]
+    )
+    known, streamed = (
+        evaluate(opened(small_hub, "train"), strokes_per_second=PER_SECOND) for opened in (open_clips, stream_clips)
+    )
+    assert_same(known, streamed)
+    assert sum(batch["stroke_targets"].onset.sum() for batch in known) > 5
 
 
 # Streams

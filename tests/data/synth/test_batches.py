@@ -92,6 +92,63 @@ def test_endless_clips_are_full_of_strokes():
     assert strokes.time_s[strokes.valid].max() < 3
 
 
+# ------------------------------------------------------------------------------------------------------- without sound
+
+
+def silent(source, n=1, **changes):
+    """The first batches without sound."""
+    made = SynthBatches(source, sound=False, **{"batch_size": 8, **SHAPE, **changes})
+    return [jax.device_get(next(made)) for _ in range(n)]
+
+
+def test_performances_without_sound_are_those_that_would_sound(batches):
+    """The same players play the same; only where a short clip goes round nobody can know how long it would ring."""
+    for (quiet, position), (loud, same) in zip(silent(Source(), 2), batches, strict=True):
+        assert position == same
+        assert set(loud) - set(quiet) == {"waveform"}
+        for name in ("label", "tier", "tempo_bpm"):
+            np.testing.assert_array_equal(quiet[name], loud[name])
+        loops = 0
+        for row in range(8):
+            times = [np.sort(b["strokes"].time_s[row][b["strokes"].valid[row]]) for b in (quiet, loud)]
+            onsets = [b["stroke_targets"].onset[row].sum() for b in (quiet, loud)]
+            if len(times[0]) == len(times[1]) and np.allclose(*times, atol=1e-5):
+                assert onsets[0] == onsets[1]
+            else:
+                loops += 1
+                assert onsets[0] == pytest.approx(onsets[1], rel=0.5, abs=3)
+        assert loops < 8
+
+
+def test_endless_performances_are_equal_with_sound_and_without():
+    """They never go round: every stroke and every target is the same."""
+    source = Source("mixed", 0, 3.0)
+    ((quiet, _),) = silent(source, batch_size=16)
+    loud = jax.device_get(next(SynthBatches(source, batch_size=16, **SHAPE))[0])
+    for part in ("strokes", "stroke_targets"):
+        for name, ours, theirs in zip(quiet[part]._fields, quiet[part], loud[part], strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=name)
+
+
+def test_short_clips_without_sound_fill_the_window():
+    """They go round as the loud ones do: of a class that is played in a second, too, the last stroke is late."""
+    ((quiet, _),) = silent(Source(), batch_size=16)
+    last_s = np.where(quiet["strokes"].valid, quiet["strokes"].time_s, 0).max(1)
+    assert last_s.min() > 1.5
+    assert last_s.max() < 3
+
+
+def test_a_silent_run_resumes_whatever_the_batch_size():
+    (_, position), (second, _) = silent(Source(), 2)
+    ((resumed, _),) = silent(Source(), position=position)
+    ((whole, _),) = silent(Source(), batch_size=16)
+    jax.tree.map(np.testing.assert_array_equal, resumed, second)
+    for name in ("label", "tier"):
+        np.testing.assert_array_equal(whole[name][8:], second[name])
+    for ours, theirs in zip(whole["stroke_targets"], second["stroke_targets"], strict=True):
+        assert (np.abs(ours[8:] - theirs) > 1e-5).mean() < 0.002, "but for strokes on the edge of a frame"
+
+
 def test_each_device_makes_its_own_rows():
     """Four devices give what one gives. In a process of its own: devices are counted when JAX starts."""
     program = f"""

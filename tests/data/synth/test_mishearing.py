@@ -1,0 +1,219 @@
+"""Simulated hearing: nothing at amount 0, the errors that were asked for at amount 1, and never beyond 0 … 1."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from sousa_jax.data.frame_targets import FrameTargets
+from sousa_jax.data.synth.mishearing import BANDS, QUANTILES, REACH, HearingErrors, measure, mishear
+from sousa_jax.errors import InputError
+
+N_FRAMES = 400
+AT = np.linspace(0, 1, QUANTILES)
+# Soft strokes are heard badly, loud ones well; a frame late or early, now and then; something every half second.
+ERRORS = HearingErrors(
+    certainty=tuple(tuple(np.minimum(0.1 + 0.1 * band + (0.9 - 0.08 * band) * AT, 1)) for band in range(BANDS)),
+    place=(0.02, 0.18, 0.60, 0.15, 0.05),
+    velocity_bias=tuple(np.linspace(0.1, -0.1, BANDS)),
+    velocity_sd=(0.1,) * BANDS,
+    grace=(0.1, 0.8),
+    false_alarm_rate=0.01,
+    false_alarm=tuple(0.05 + 0.55 * AT),
+    density_sd=0.05,
+)
+NOTHING_WRONG = HearingErrors(
+    ((1.0,) * QUANTILES,) * BANDS, (0.0, 0.0, 1.0, 0.0, 0.0), (0.0,) * BANDS, (0.0,) * BANDS, (0.0, 1.0), 0.0,
+    (0.0,) * QUANTILES, 0.0,
+)  # fmt: skip
+hear = jax.jit(mishear, static_argnums=(2, 3))
+
+
+def performances(n_clips, closest=2 * REACH + 2, seed=0) -> FrameTargets:
+    """Clips whose strokes lie at least `closest` frames apart, by default so far that none is near two."""
+    rng = np.random.default_rng(seed)
+    onset = np.zeros((n_clips, N_FRAMES), np.float32)
+    for row in onset:
+        frames = np.cumsum(rng.integers(closest, closest + 14, N_FRAMES // closest))
+        row[frames[(frames > REACH) & (frames < N_FRAMES - REACH)]] = 1
+    velocity = onset * rng.uniform(0.01, 1, onset.shape)
+    grace = onset * (rng.random(onset.shape) < 0.2)
+    density = 0.2 + 0.1 * rng.random(onset.shape)
+    return FrameTargets(*(x.astype(np.float32) for x in (onset, velocity, grace, density)))
+
+
+@pytest.fixture(scope="module")
+def misheard():
+    """What fell in 600 clips, and what an ear with `ERRORS` heard."""
+    true = performances(600)
+    return true, jax.device_get(hear(jax.random.key(1), true, ERRORS, 1.0))
+
+
+def test_at_amount_zero_it_is_what_fell():
+    true = performances(8)
+    heard = hear(jax.random.key(0), true, ERRORS, 0.0)
+    for name, ours, theirs in zip(true._fields, heard, true, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6, err_msg=name)
+
+
+def test_half_the_amount_is_half_the_doubt(misheard):
+    """Of onsets, on average; false alarms are half as many."""
+    true, whole = misheard
+    half = hear(jax.random.key(1), true, ERRORS, 0.5)
+    struck = true.onset > 0
+    lost = [struck.sum() - np.asarray(_near(heard.onset)[struck]).sum() for heard in (half, whole)]
+    assert lost[0] / lost[1] == pytest.approx(0.5, abs=0.05)
+    far = _near(true.onset) == 0
+    alarms = [(np.asarray(heard.onset)[far] > 0).mean() for heard in (half, whole)]
+    assert alarms[0] / alarms[1] == pytest.approx(0.5, abs=0.1)
+
+
+def _near(x):
+    """The sum over `2 · REACH + 1` frames around each."""
+    return sum(np.roll(x, shift, 1) for shift in range(-REACH, REACH + 1))
+
+
+def test_measuring_gives_back_what_was_asked_for(misheard):
+    """About: 11,000 strokes and 600 drums' luck. With a known bias each: what is moved leaves on average a quarter of
+    its probability where it fell, and the bent curves of clips blur velocities beside `velocity_sd`."""
+    true, heard = misheard
+    found = measure(heard, true)
+    np.testing.assert_allclose(found.certainty, ERRORS.certainty, atol=0.06)
+    centre = np.arange(-REACH, REACH + 1) == 0
+    np.testing.assert_allclose(found.place, 0.75 * np.array(ERRORS.place) + 0.25 * centre, atol=0.015)
+    np.testing.assert_allclose(found.velocity_bias, ERRORS.velocity_bias, atol=0.05)
+    assert np.all(np.array(found.velocity_sd) > 0.08)
+    assert np.all(np.array(found.velocity_sd) < 0.15)
+    np.testing.assert_allclose(found.grace, ERRORS.grace, atol=1e-3)
+    assert found.false_alarm_rate == pytest.approx(0.01, rel=0.1)
+    np.testing.assert_allclose(found.false_alarm, ERRORS.false_alarm, atol=0.03)
+
+
+def test_the_blur_of_density_is_measured_as_it_is_drawn(misheard):
+    true, heard = misheard
+    assert measure(heard, true).density_sd == pytest.approx(ERRORS.density_sd, rel=0.15)
+
+
+def test_a_perfect_ear_has_no_errors():
+    true = performances(30)
+    found = measure(true, true)
+    np.testing.assert_allclose(found.certainty, 1)
+    np.testing.assert_allclose(found.place, [0, 0, 1, 0, 0])
+    np.testing.assert_allclose((found.velocity_bias, found.velocity_sd), 0, atol=1e-12)
+    assert found.grace == (0.0, 1.0)
+    assert (found.false_alarm_rate, found.density_sd) == (0.0, 0.0)
+
+
+def test_with_no_errors_nothing_is_lost_but_the_place_of_a_stroke():
+    """At full amount and without errors onsets are what fell; only velocities are bent."""
+    true = performances(8)
+    heard = hear(jax.random.key(0), true, NOTHING_WRONG, 1.0)
+    for name in ("onset", "grace", "density"):
+        np.testing.assert_allclose(getattr(heard, name), getattr(true, name), atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("closest", [1, 2, 6])
+def test_all_is_between_zero_and_one(closest):
+    """Also where strokes are so close that what is heard of two falls on one frame, and with absurd errors."""
+    sure = ((1.0,) * QUANTILES,) * BANDS
+    changes = {"velocity_sd": (3.0,) * BANDS, "false_alarm_rate": 0.5, "density_sd": 5.0, "certainty": sure}
+    absurd = dataclasses.replace(ERRORS, **changes)
+    true = performances(40, closest)
+    for errors in (ERRORS, absurd):
+        for name, heard in hear(jax.random.key(2), true, errors, 1.0)._asdict().items():
+            assert heard.dtype == np.float32
+            assert heard.shape == true.onset.shape
+            assert np.isfinite(heard).all(), name
+            assert heard.min() >= 0, name
+            assert heard.max() <= 1, name
+
+
+def test_the_same_key_hears_the_same_and_another_one_not():
+    true = performances(4)
+    one, again, other = (hear(jax.random.key(k), true, ERRORS, 1.0) for k in (5, 5, 6))
+    for a, b, c in zip(one, again, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert not np.array_equal(a, c)
+
+
+def test_each_clip_has_its_own_luck(misheard):
+    """Half of the variance of how well strokes are heard lies between clips: a drum that is hard to hear is so all
+    along. Of independent strokes, twenty a clip, it would be a twentieth."""
+    true, heard = misheard
+    struck = true.onset > 0
+    expected = np.array(ERRORS.certainty).mean(1)[np.minimum((true.velocity * BANDS).astype(int), BANDS - 1)]
+    off = (np.minimum(_near(heard.onset), 1) - expected) * struck
+    per_clip = off.sum(1) / struck.sum(1)
+    assert per_clip.var() > 0.3 * (off[struck].var())
+
+
+def test_velocities_of_a_clip_are_bent_by_one_curve():
+    """Without blur: rising with the true ones in each clip, another curve in each."""
+    true = performances(20)
+    heard = hear(jax.random.key(0), true, NOTHING_WRONG, 1.0)
+    exponents = []
+    for row in range(20):
+        struck = true.onset[row] > 0
+        loud, said = true.velocity[row][struck], np.asarray(heard.velocity[row])[struck]
+        keep = said > 0.02  # softer ones are raised to 0.01
+        exponents.append(np.log(said[keep]) / np.log(loud[keep]))
+        np.testing.assert_allclose(exponents[-1], exponents[-1][0], rtol=1e-3)
+    firsts = [e[0] for e in exponents]
+    assert 0.15 < np.std(np.log(firsts)) < 0.5
+
+
+# ----------------------------------------------------------------------------------------------------- kept and refused
+
+
+def test_errors_survive_json(misheard):
+    true, heard = misheard
+    for errors in (ERRORS, measure(heard, true)):
+        again = HearingErrors(**json.loads(json.dumps(dataclasses.asdict(errors))))
+        assert again == errors
+        assert hash(again) == hash(errors), "static in a jitted function"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"certainty": [[1.0] * QUANTILES]},
+        {"certainty": [[1.0] * 3] * BANDS},
+        {"place": [1.0]},
+        {"velocity_sd": [0.1]},
+        {"velocity_bias": [0.1]},
+        {"false_alarm": [0.1] * 4},
+    ],
+    ids=lambda changes: f"{next(iter(changes))}",
+)
+def test_errors_of_another_shape_are_refused(changes):
+    with pytest.raises(InputError, match=r"no hearing errors of this version: .*measure them again") as error:
+        HearingErrors(**{**dataclasses.asdict(ERRORS), **changes})
+    assert "\n" not in str(error.value)
+
+
+def test_without_strokes_nothing_is_measured():
+    silence = FrameTargets(*np.zeros((4, 2, N_FRAMES), np.float32))
+    with pytest.raises(InputError, match=r"cannot be measured where no stroke falls"):
+        measure(silence, silence)
+
+
+def test_a_few_strokes_are_enough_to_measure():
+    """One stroke: what bands cannot know they take from all strokes."""
+    true = FrameTargets(*np.zeros((4, 1, N_FRAMES), np.float32))
+    true.onset[0, 100], true.velocity[0, 100] = 1, 0.5
+    heard = FrameTargets(*(x.copy() for x in true))
+    heard.onset[0, 100], heard.onset[0, 101] = 0.5, 0.25
+    found = measure(heard, true)
+    np.testing.assert_allclose(found.certainty, 0.75)
+    np.testing.assert_allclose(found.place, [0, 0, 2 / 3, 1 / 3, 0])
+    assert all(np.isfinite(value).all() for value in dataclasses.asdict(found).values())
+
+
+def test_everything_struck_leaves_no_room_for_false_alarms():
+    """A roll without a quiet frame has none; nothing is divided by zero."""
+    true = FrameTargets(*np.ones((4, 1, 50), np.float32))
+    found = measure(true, true)
+    assert found.false_alarm_rate == 0
+    assert np.isfinite(found.place).all()
