@@ -74,6 +74,7 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
 
     config.strokes = ConfigDict()  # only for head `strokes`
     config.strokes.stage = "joint" if model == "strokes" else ""  # hearing, rhythm or joint; see docs/strokes.md
+    config.strokes.rhythm_from = ""  # folder of a run of stage rhythm, whose rhythm head this one starts with
     config.strokes.weight = 1.0  # of the strokes' loss beside the name's
     config.strokes.errors = ""  # stage rhythm: a file of measured hearing errors; empty: strokes are heard as they fall
 

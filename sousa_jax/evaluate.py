@@ -177,7 +177,8 @@ def evaluate_split(
     summary = summarize(clips, predictions, train_table)
     summary |= {"read": "strokes" if from_strokes else "sound", "bad_clips": bad.reasons}
     if is_main():
-        metrics.write_results(out, summary, clips.table.iloc[predictions.clip], predictions.mean)
+        table = clips.table.iloc[predictions.clip]
+        metrics.write_results(out, summary, table, predictions.mean, predictions.first)
     return summary
 
 

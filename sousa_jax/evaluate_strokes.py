@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -107,24 +107,40 @@ def _line(by: str, group: str, rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def hear_split(
-    model: checkpoint.Model, clips: Any, bad: BadClips
-) -> tuple[pd.DataFrame, list[FrameTargets], list[FrameTargets]]:
-    """Hears every clip of a split: rows of `compare`; of each clip the stream that was heard, and the one that fell."""
+class HeardSplit(NamedTuple):
+    """What a network hears in a split.
+
+    rows: of `compare`, of all clips.
+    heard, fell: of each usable clip the stream that was heard, and the one that fell; `(T,)` probabilities each.
+    clip: `(n,)`, the rows of these clips in the split's table.
+    log_probs: `(n, num_classes)`, of the rudiments.
+    """
+
+    rows: pd.DataFrame
+    heard: list[FrameTargets]
+    fell: list[FrameTargets]
+    clip: np.ndarray
+    log_probs: np.ndarray
+
+
+def hear_split(model: checkpoint.Model, clips: Any, bad: BadClips) -> HeardSplit:
+    """Hears every clip of a split whole, one after another; bad ones are left out and counted."""
     spec, per_second = model.config.frontend, model.config.strokes_per_second
-    rows, heard, fell = [], [], []
+    rows, heard, fell, used, names = [], [], [], [], []
     for clip in tqdm.trange(len(clips), desc=f"hearing {clips.split}", disable=None):
         try:
             wave, true = clips.waveform(clip, spec.sample_rate), clips.clip_strokes(clip)
         except BadClip as error:
             bad.add(error)
             continue
-        stream, _ = hear(model, wave)
+        stream, log_probs = hear(model, wave)
         n_frames, length_s = len(stream.onset), len(wave) / spec.sample_rate
         rows.append(compare(clip, pick(stream, per_second), true, length_s))
         heard.append(stream)
         fell.append(place_on_frames(*true, n_frames, per_second))
-    return pd.concat(rows, ignore_index=True), heard, fell
+        used.append(clip)
+        names.append(log_probs)
+    return HeardSplit(pd.concat(rows, ignore_index=True), heard, fell, np.array(used), np.stack(names))
 
 
 def joined(streams: list[FrameTargets]) -> FrameTargets:
@@ -155,19 +171,19 @@ def run(args: argparse.Namespace) -> None:
         config.data.path, config.data.revision = args.data, ""
     clips = open_split(config.data, args.split, seed=config.seed, sample_rate=model.config.frontend.sample_rate)
     bad = BadClips(clips, config.data.max_bad_fraction)
-    rows, heard, fell = hear_split(model, clips, bad)
-    found = report(rows, clips.table)
+    heard = hear_split(model, clips, bad)
+    found = report(heard.rows, clips.table)
     print(found.to_string(index=False, float_format=lambda x: "" if np.isnan(x) else f"{x:.3f}"))
     name = pathlib.PurePath(config.data.path).name
     out = args.out or args.workdir / "results" / f"strokes_{args.split}_on_{name}"
     out.mkdir(parents=True, exist_ok=True)
-    for frame, file in ((rows, "strokes.csv"), (found, "stroke_report.csv")):
+    for frame, file in ((heard.rows, "strokes.csv"), (found, "stroke_report.csv")):
         unfinished = out / f".{file}.tmp"
         frame.to_csv(unfinished, index=False)
         os.replace(unfinished, out / file)
     print(f"written to {out}")
     if args.errors:
-        checkpoint.write_json(args.errors, dataclasses.asdict(measure(joined(heard), joined(fell))))
+        checkpoint.write_json(args.errors, dataclasses.asdict(measure(joined(heard.heard), joined(heard.fell))))
         print(f"hearing errors written to {args.errors}")
     if bad.report():
         print(bad.report())

@@ -44,12 +44,19 @@ def duration_only(train: pd.DataFrame, test: pd.DataFrame) -> float:
     return float(sk.recall_score(test["label"], predicted, labels=np.unique(test["label"]), average="macro"))
 
 
-def write_results(folder: pathlib.Path, summary: dict[str, Any], table: pd.DataFrame, logits: np.ndarray) -> None:
-    """Writes `test_metrics.json`, `per_rudiment_metrics.csv`, `skill_tier_breakdown.json`, `confusion_matrix.png`.
+def write_results(
+    folder: pathlib.Path, summary: dict[str, Any], table: pd.DataFrame, logits: np.ndarray, first: np.ndarray
+) -> None:
+    """Writes `test_metrics.json`, `per_rudiment_metrics.csv`, `skill_tier_breakdown.json`, `confusion_matrix.png`, and
+    `predictions.parquet`, from which all of them can be made again.
 
-    table: one row a clip with `label` and `skill_tier`; logits: `(len(table), NUM_CLASSES)`, same order.
+    table: one row a clip with `label` and `skill_tier`; logits, first: `(len(table), NUM_CLASSES)`, same order, over
+    all windows and of the first.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / ".predictions.parquet.tmp"
+    table.assign(logits=list(logits), first_logits=list(first)).to_parquet(unfinished, index=False)
+    unfinished.rename(folder / "predictions.parquet")
     labels = table["label"].to_numpy()
     write_json(folder / "test_metrics.json", summary)
     write_json(folder / "skill_tier_breakdown.json", tier_breakdown(table, logits))

@@ -72,8 +72,31 @@ def arrays(config: ConfigDict, model_config: Any, adapters: LoRA | None) -> tupl
     """Random weights, or those of `config.init_from`, which must fit entirely; and fresh adapters.
 
     For head `strokes` only what lies below the heads must fit: heads that the given model lacks are fresh, those that
-    the network has no use for are left out, so that a plain model can begin to hear strokes.
+    the network has no use for are left out, so that a plain model can begin to hear strokes. The rhythm head may come
+    from another run, `config.strokes.rhythm_from`, whose network may be another one.
     """
+    params, stats = _network_arrays(config, model_config, adapters)
+    return {**params, **_rhythm_head(config, params)}, stats
+
+
+def _rhythm_head(config: ConfigDict, params: models.Arrays) -> models.Arrays:
+    """The arrays of the rhythm head that `config.strokes.rhythm_from` gives, in place of those in `params`."""
+    folder = config.strokes.rhythm_from
+    if not folder:
+        return {}
+    if not pathlib.Path(folder).is_dir():
+        raise InputError(f"there is no folder {folder}; config.strokes.rhythm_from is that of a run of stage rhythm")
+    of_head = lambda arrays: {path: x for path, x in arrays.items() if path.startswith("rhythm.")}  # noqa: E731
+    wanted, given = of_head(params), of_head(checkpoint.load_model(folder).params)
+    if not wanted or (differences := checkpoint.tree_differences(given, wanted)):
+        what = differences if wanted else f"{config.model.name} has no rhythm head"
+        raise InputError(f"config.strokes.rhythm_from={folder} does not fit: {what}")
+    return given
+
+
+def _network_arrays(
+    config: ConfigDict, model_config: Any, adapters: LoRA | None
+) -> tuple[models.Arrays, models.Arrays]:
     name, variant = config.model.name, config.model.variant
     convert = f"python -m ports.convert --model={name} --checkpoint=OFFICIAL_FILE --out={config.init_from or 'DIR'}"
     if not config.init_from and config.strategy in strategies.NEEDS_WEIGHTS and not config.allow_random_init:

@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         record.refuse_other_config(workdir, config)
     _use_compilation_cache()
     start.check_stage(config)
-    stage = config.strokes.stage
+    stage, errors = config.strokes.stage, start.hearing_errors(config)
     layout = Layout(config.devices.model, config.devices.fully_sharded)
     for rows in (config.train.batch_size, config.eval.batch_size):
         layout.check_rows(rows)
@@ -58,6 +58,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
     n_updates = total_steps // config.train.accumulate
     optimizer = make_optimizer(config, n_updates, strategies.paces(config, trained, n_updates))
     schedule = learning_rate(config, n_updates)
+    step_fn = make_train_step(config.model.name, model_config, optimizer, config, adapters, layout, errors)
     state = layout.place(TrainState.create(trained, stats, optimizer, averaged=config.train.ema > 0))
     frozen = layout.place(frozen)
     del params, stats  # on the devices of `layout` now
@@ -96,9 +97,6 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         # -------------------------------------------------------------------------------------------------- train
         train_step, flops = None, 0.0
         if step < total_steps and not progress["finished"]:
-            step_fn = make_train_step(
-                config.model.name, model_config, optimizer, config, adapters, layout, start.hearing_errors(config)
-            )
             train_step, flops = _compiled_step(step_fn, config, model_config, layout, state, frozen)
         eval_step = make_eval_step(
             config.model.name, model_config, config.train.compute_dtype, adapters, from_strokes=stage == "rhythm"

@@ -160,7 +160,9 @@ def hear_clicks(model, wave):
 def test_a_perfect_ear_hears_a_whole_split(monkeypatch):
     monkeypatch.setattr(evaluate_strokes, "hear", hear_clicks)
     clips = ClickClips([[0.0, 0.3, 0.5], [0.1, 1.51], [0.07]], [[127, 60, 20], [90, 40], [100]])
-    lines, streams, true = evaluate_strokes.hear_split(NETWORK, clips, BadClips(clips, 0.5))
+    lines, streams, true, clip, log_probs = evaluate_strokes.hear_split(NETWORK, clips, BadClips(clips, 0.5))
+    assert clip.tolist() == [0, 1, 2]
+    assert log_probs.shape == (3, 40)
     assert lines["hit"].all()
     assert lines["clip"].tolist() == [0, 0, 0, 1, 1, 2]
     np.testing.assert_allclose(lines["heard_velocity"], lines["velocity"], atol=1e-5)
@@ -182,7 +184,8 @@ def test_bad_clips_are_left_out_and_named(monkeypatch):
     monkeypatch.setattr(evaluate_strokes, "hear", hear_clicks)
     clips = Clips([[0.0, 0.3], [0.1], [0.07]])
     bad = BadClips(clips, 0.5)
-    lines, streams, _ = evaluate_strokes.hear_split(NETWORK, clips, bad)
+    lines, streams, _, clip, _ = evaluate_strokes.hear_split(NETWORK, clips, bad)
+    assert clip.tolist() == [0, 2]
     assert set(lines["clip"]) == {0, 2}
     assert len(streams) == 2
     assert list(bad.reasons) == ["sample_id1"]

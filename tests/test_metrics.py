@@ -42,7 +42,7 @@ def test_files(tmp_path):
     predicted = np.where(np.arange(80) < 40, labels, (labels + 1) % 40)
     table = pd.DataFrame({"label": labels, "skill_tier": np.where(np.arange(80) < 40, "professional", "beginner")})
     logits = _logits(predicted)
-    metrics.write_results(tmp_path, metrics.scores(labels, logits), table, logits)
+    metrics.write_results(tmp_path, metrics.scores(labels, logits), table, logits, -logits)
     assert json.loads((tmp_path / "test_metrics.json").read_text())["top1"] == 0.5
     tiers = json.loads((tmp_path / "skill_tier_breakdown.json").read_text())
     assert list(tiers) == ["beginner", "professional"]
@@ -52,3 +52,8 @@ def test_files(tmp_path):
     assert len(rows) == 40
     assert {row["support"] for row in rows} == {"2"}
     assert (tmp_path / "confusion_matrix.png").stat().st_size > 10_000
+    kept = pd.read_parquet(tmp_path / "predictions.parquet")
+    pd.testing.assert_frame_equal(kept[["label", "skill_tier"]], table)
+    np.testing.assert_array_equal(np.stack(kept["logits"]), logits)
+    np.testing.assert_array_equal(np.stack(kept["first_logits"]), -logits)
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()

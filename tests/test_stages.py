@@ -145,7 +145,40 @@ def test_an_interrupted_stage_goes_on_bit_for_bit(stages, clips, errors_file, tm
     assert_equal_runs(stages["rhythm"], tmp_path / "run")
 
 
+def test_a_rhythm_head_comes_from_a_run_of_its_own(stages):
+    """So that the stages hearing and rhythm can run side by side; the ear stays what `init_from` gives, or random."""
+    config = tiny_config("joint")
+    config.strokes.rhythm_from = str(stages["rhythm"])
+    network = start.network(config)
+    given = checkpoint.load_model(stages["rhythm"]).params
+    for init_from in ("", str(stages["hearing"])):
+        config.init_from = init_from
+        made, _ = start.arrays(config, network, None)
+        ear = checkpoint.load_model(init_from).params if init_from else models.init("strokes", network, config.seed)[0]
+        assert made.keys() == ear.keys()
+        for path, array in made.items():
+            np.testing.assert_array_equal(array, (given if path.startswith("rhythm.") else ear)[path], err_msg=path)
+
+
 # ------------------------------------------------------------------------------------------------------------- refusal
+
+
+@pytest.mark.parametrize(
+    ("model", "folder", "message"),
+    [
+        ("strokes", "nowhere", r"there is no folder .*nowhere; config\.strokes\.rhythm_from is that of a run"),
+        ("wider", "rhythm", r"config\.strokes\.rhythm_from=.* does not fit: \d+ wrong shape \(rhythm\."),
+        ("ast", "rhythm", r"config\.strokes\.rhythm_from=.* does not fit: ast has no rhythm head"),
+    ],
+)
+def test_a_rhythm_head_that_does_not_fit_is_refused(stages, tmp_path, model, folder, message):
+    config = tiny_config("joint") if model != "ast" else plain_config("ast")
+    if model == "wider":
+        config.model.settings.rhythm_widths = (8, 16)
+    config.strokes.rhythm_from = str(stages.get(folder, tmp_path / folder))
+    with pytest.raises(InputError, match=message) as error:
+        start.arrays(config, start.network(config), None)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_the_folder_holds_what_is_promised(finished):
     for name in (
         "checkpoints", "logs/training.log", "logs/tensorboard", "config.json", "model.json",
         "results/test_metrics.json", "results/per_rudiment_metrics.csv",
-        "results/confusion_matrix.png", "results/skill_tier_breakdown.json",
+        "results/confusion_matrix.png", "results/predictions.parquet", "results/skill_tier_breakdown.json",
     ):  # fmt: skip
         assert (finished / name).exists(), name
     record = json.loads((finished / "config.json").read_text())

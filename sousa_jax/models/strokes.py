@@ -1,7 +1,7 @@
 """A small network that hears strokes, and from strokes the rudiment: the one backbone here that was made for drums.
 
-Log-mel frames every 5 ms → two small convolutions over mel bands → dilated convolutions along time → `StrokeHead` →
-`RhythmHead`. Nothing is pooled over time before the strokes are known, and the name is read from the strokes alone.
+Log-mel frames every 5 ms → a small convolution and a mixing of mel bands → dilated convolutions along time →
+`StrokeHead` → `RhythmHead`. Nothing is pooled over time before the strokes are known, and the name is read from the strokes alone.
 Our own design; dilated convolutions for rhythm: M. E. P. Davies, S. Böck, "Temporal convolutional networks for musical
 audio beat tracking", EUSIPCO 2019.
 """
@@ -45,6 +45,8 @@ class StrokesConfig:
     def __post_init__(self) -> None:
         for name in ("dilations", "rhythm_widths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON brings them back as lists
+        if self.frontend.n_mels % 8:
+            raise InputError(f"{self.frontend.n_mels} mel bands are not a multiple of 8")
         if self.frontend.sample_rate % self.frontend.hop_length:
             raise InputError(
                 f"a hop of {self.frontend.hop_length} samples does not divide a second of {self.frontend.sample_rate}"
@@ -72,10 +74,10 @@ class Ear(nnx.Module):
     mean over the whole window tells every frame which drum in which room it hears."""
 
     def __init__(self, config: StrokesConfig, *, rngs: nnx.Rngs):
-        bands = -(-config.frontend.n_mels // 4)
+        bands = config.frontend.n_mels // 4
         self.patches = nnx.Conv(1, 16, (3, 7), strides=(1, 4), rngs=rngs)
-        self.mix = nnx.Conv(16, 32, (3, 3), strides=(1, 2), rngs=rngs)
-        self.flat = nnx.Linear(32 * -(-bands // 2), config.width, rngs=rngs)
+        self.mix = nnx.Linear(2 * 16, 32, rngs=rngs)  # of two bands side by side
+        self.flat = nnx.Linear(32 * (bands // 2), config.width, rngs=rngs)
         self.room = nnx.Linear(config.width, config.width, rngs=rngs)
         self.blocks = dilated_blocks(config.width, config.dilations, rngs=rngs)
 
@@ -83,7 +85,7 @@ class Ear(nnx.Module):
         x = jnp.swapaxes(log_mel, 1, 2)
         x = x - x.mean((1, 2), keepdims=True)
         x = nnx.relu(self.patches(x[..., None]))
-        x = nnx.relu(self.mix(x))  # (B, T, n_mels / 8, 32)
+        x = nnx.relu(self.mix(x.reshape(*x.shape[:2], x.shape[2] // 2, -1)))  # (B, T, n_mels / 8, 32)
         x = self.flat(x.reshape(*x.shape[:2], -1))
         x = x + self.room(nnx.relu(x).mean(1, keepdims=True))
         for block in self.blocks:

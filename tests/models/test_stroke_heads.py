@@ -1,4 +1,4 @@
-"""The four released backbones with strokes: what they give, where time lies in it, what is refused, and that it learns."""
+"""The four released backbones with strokes: what they give, where time lies in it, what is refused, what it learns."""
 
 import dataclasses
 import functools
