@@ -85,7 +85,7 @@ def report(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         ("gap ms", true["gap_s"] * 1000, GAP_BANDS_MS),
     ):
         for low, high in itertools.pairwise(edges):
-            inside = true[(value >= low) & (value < high)]
+            inside = true[(value >= low) & ((value < high) | (high == np.inf))]  # alone in a clip: infinitely far
             lines.append(_line(by, f"{low:g} … {high:g}", inside) | {"f1": np.nan, "precision": np.nan})
     return pd.DataFrame(lines)
 
@@ -100,7 +100,7 @@ def _line(by: str, group: str, rows: pd.DataFrame) -> dict[str, Any]:
         "strokes": len(true),
         "f1": 2 * len(hits) / max(1, len(true) + n_heard),
         "precision": len(hits) / max(1, n_heard),
-        "recall": len(hits) / max(1, len(true)),
+        "recall": len(hits) / len(true) if len(true) else np.nan,
         "velocity_correlation": hits["velocity"].corr(hits["heard_velocity"]),
         "late_ms": hits["late_s"].mean() * 1000,
         "late_sd_ms": hits["late_s"].std() * 1000,
