@@ -10,7 +10,6 @@ so one set of parameters serves every length, and gradients reach the table thro
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -18,10 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from sousa_jax.data.frame_targets import count_frames
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
-from sousa_jax.models.heads import StrokeHead
+from sousa_jax.models.heads import StrokeHead, stream_frames, stream_frames_per_step
 from sousa_jax.models.layers import LENGTHS, Outputs, Recomputable
 from sousa_jax.models.transformer import (
     MLP,
@@ -141,28 +139,6 @@ class ASTConfig:
             )
         n_rows = (n_mels - self.patch_size) // self.frequency_stride + 1
         return n_rows, (n_frames - self.patch_size) // self.time_stride + 1
-
-
-def stream_frames_per_step(spec: FrontendSpec, step_frames: int, per_second: int) -> int:
-    """How many frames of a stroke stream of `per_second` fall into a step of `step_frames` spectrogram frames; 0 of no
-    stream. `InputError` if they are not whole: frame k of step i must lie at `(i · frames of a step + k) / per_second`.
-    """
-    step_samples = step_frames * spec.hop_length
-    per_step, rest = divmod(per_second * step_samples, spec.sample_rate)
-    if per_second < 0 or rest:
-        fits = spec.sample_rate // math.gcd(step_samples, spec.sample_rate)
-        raise InputError(
-            f"strokes_per_second is {per_second}: a step of {1000 * step_samples / spec.sample_rate:g} ms must hold "
-            f"a whole number of them, choose a multiple of {fits}"
-        )
-    return per_step
-
-
-def stream_frames(spec: FrontendSpec, n_frames: int, per_second: int) -> int:
-    """Frames of the stroke stream of a spectrogram of `n_frames`. With as many as the window of `spec` has they are the
-    window's own, `round(window_s · per_second)`; each frame more or less is a hop more or less of sound."""
-    more = n_frames - spec.n_frames(spec.window_samples)
-    return count_frames(spec.window_s + more * spec.hop_length / spec.sample_rate, per_second)
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -21,8 +21,7 @@ from scipy.fft import next_fast_len
 
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
-from sousa_jax.models.ast import stream_frames, stream_frames_per_step
-from sousa_jax.models.heads import StrokeHead
+from sousa_jax.models.heads import StrokeHead, stream_frames, stream_frames_per_step
 from sousa_jax.models.layers import Outputs, Recomputable
 from sousa_jax.models.transformer import MLP, LayerNorm, Linear, dropout, gelu, layer_rng, project, split_heads
 

@@ -14,8 +14,14 @@ from flax import nnx
 
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
-from sousa_jax.models.ast import stream_frames, stream_frames_per_step
-from sousa_jax.models.heads import RhythmHead, StrokeHead, dilated_blocks, probabilities
+from sousa_jax.models.heads import (
+    RhythmHead,
+    StrokeHead,
+    dilated_blocks,
+    probabilities,
+    stream_frames,
+    stream_frames_per_step,
+)
 from sousa_jax.models.layers import Norm, Outputs, Recomputable, depthwise_conv, pointwise_conv
 
 # kernel, expanded channels, output channels, squeeze-excitation, activation, stride: at width 1.

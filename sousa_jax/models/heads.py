@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sousa_jax.data.frame_targets import FrameTargets
+from sousa_jax.data.frame_targets import FrameTargets, count_frames
 from sousa_jax.errors import InputError
+from sousa_jax.frontends import FrontendSpec
 from sousa_jax.models.layers import Recomputable
 
 STREAMS = len(FrameTargets._fields)
@@ -64,6 +65,28 @@ class StrokeHead(nnx.Module):
         x = self.linear(frames.astype(jnp.float32)).reshape(batch, steps * self.per_step, STREAMS)[:, :n_frames]
         x = jnp.pad(x, ((0, 0), (0, n_frames - x.shape[1]), (0, 0)), constant_values=2 * RARE)
         return FrameTargets(*jnp.moveaxis(x, -1, 0))
+
+
+def stream_frames_per_step(spec: FrontendSpec, step_frames: int, per_second: int) -> int:
+    """How many frames of a stroke stream of `per_second` fall into a step of `step_frames` spectrogram frames; 0 of no
+    stream. `InputError` if they are not whole: frame k of step i must lie at `(i · frames of a step + k) / per_second`.
+    """
+    step_samples = step_frames * spec.hop_length
+    per_step, rest = divmod(per_second * step_samples, spec.sample_rate)
+    if per_second < 0 or rest:
+        fits = spec.sample_rate // math.gcd(step_samples, spec.sample_rate)
+        raise InputError(
+            f"strokes_per_second is {per_second}: a step of {1000 * step_samples / spec.sample_rate:g} ms must hold "
+            f"a whole number of them, choose a multiple of {fits}"
+        )
+    return per_step
+
+
+def stream_frames(spec: FrontendSpec, n_frames: int, per_second: int) -> int:
+    """Frames of the stroke stream of a spectrogram of `n_frames`. With as many as the window of `spec` has they are the
+    window's own, `round(window_s · per_second)`; each frame more or less is a hop more or less of sound."""
+    more = n_frames - spec.n_frames(spec.window_samples)
+    return count_frames(spec.window_s + more * spec.hop_length / spec.sample_rate, per_second)
 
 
 class RhythmHead(nnx.Module):

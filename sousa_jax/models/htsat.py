@@ -16,8 +16,7 @@ from flax import nnx
 
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
-from sousa_jax.models.ast import stream_frames, stream_frames_per_step
-from sousa_jax.models.heads import StrokeHead
+from sousa_jax.models.heads import StrokeHead, stream_frames, stream_frames_per_step
 from sousa_jax.models.layers import LENGTHS, Norm, Outputs, Recomputable
 from sousa_jax.models.transformer import (
     MLP,

@@ -1,9 +1,9 @@
 """A small network that hears strokes, and from strokes the rudiment: the one backbone here that was made for drums.
 
 Log-mel frames every 5 ms → a small convolution and a mixing of mel bands → dilated convolutions along time →
-`StrokeHead` → `RhythmHead`. Nothing is pooled over time before the strokes are known, and the name is read from the strokes alone.
-Our own design; dilated convolutions for rhythm: M. E. P. Davies, S. Böck, "Temporal convolutional networks for musical
-audio beat tracking", EUSIPCO 2019.
+`StrokeHead` → `RhythmHead`. Nothing is pooled over time before the strokes are known, and the name is read from the
+strokes alone. Our own design; dilated convolutions for rhythm: M. E. P. Davies, S. Böck, "Temporal convolutional
+networks for musical audio beat tracking", EUSIPCO 2019.
 """
 
 import dataclasses
@@ -15,12 +15,13 @@ from flax import nnx
 
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
-from sousa_jax.models.heads import RhythmHead, StrokeHead, dilated_blocks, probabilities
+from sousa_jax.models.heads import RhythmHead, StrokeHead, dilated_blocks, probabilities, stream_frames
 from sousa_jax.models.layers import Outputs
 
 FRONTEND = FrontendSpec(
     sample_rate=16_000, n_fft=512, win_length=320, hop_length=80, n_mels=64, fmax_hz=7_500.0, fmax_jitter_hz=800
 )
+STEP = 2  # frames that wide layers see at a time: the head tells them apart again
 PRESETS: dict[str, dict[str, Any]] = {"strokes": {}}
 
 
@@ -31,13 +32,13 @@ class StrokesConfig:
     Attributes:
       num_classes: size of the logits.
       width: channels of the ear's blocks.
-      dilations: of its blocks, in frames; it hears `2 · Σ dilations` frames to either side.
+      dilations: of its blocks, in steps of `STEP` frames; it hears `2 · STEP · Σ dilations` frames to either side.
       rhythm_widths: of the rhythm head's fine and coarse blocks.
       frontend: its frame rate, a multiple of 50 a second, is that of the strokes.
     """
 
     num_classes: int = 40
-    width: int = 64
+    width: int = 128
     dilations: tuple[int, ...] = (1, 2, 4, 8, 16)
     rhythm_widths: tuple[int, int] = (64, 96)
     frontend: FrontendSpec = FRONTEND
@@ -70,14 +71,15 @@ class StrokesConfig:
 
 
 class Ear(nnx.Module):
-    """Log-mel `(B, n_mels, T)` → features of each frame `(B, T, width)`. The level of a recording is taken out, and the
-    mean over the whole window tells every frame which drum in which room it hears."""
+    """Log-mel `(B, n_mels, T)` → features of every `STEP` frames `(B, ⌈T / STEP⌉, width)`. The level of a recording is
+    taken out, and the mean over the whole window tells every step which drum in which room it hears."""
 
     def __init__(self, config: StrokesConfig, *, rngs: nnx.Rngs):
         bands = config.frontend.n_mels // 4
         self.patches = nnx.Conv(1, 16, (3, 7), strides=(1, 4), rngs=rngs)
         self.mix = nnx.Linear(2 * 16, 32, rngs=rngs)  # of two bands side by side
-        self.flat = nnx.Linear(32 * (bands // 2), config.width, rngs=rngs)
+        self.flat = nnx.Linear(32 * (bands // 2), 64, rngs=rngs)
+        self.join = nnx.Linear(STEP * 64, config.width, rngs=rngs)
         self.room = nnx.Linear(config.width, config.width, rngs=rngs)
         self.blocks = dilated_blocks(config.width, config.dilations, rngs=rngs)
 
@@ -86,7 +88,9 @@ class Ear(nnx.Module):
         x = x - x.mean((1, 2), keepdims=True)
         x = nnx.relu(self.patches(x[..., None]))
         x = nnx.relu(self.mix(x.reshape(*x.shape[:2], x.shape[2] // 2, -1)))  # (B, T, n_mels / 8, 32)
-        x = self.flat(x.reshape(*x.shape[:2], -1))
+        x = nnx.relu(self.flat(x.reshape(*x.shape[:2], -1)))
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % STEP), (0, 0)))
+        x = self.join(x.reshape(x.shape[0], x.shape[1] // STEP, -1))
         x = x + self.room(nnx.relu(x).mean(1, keepdims=True))
         for block in self.blocks:
             x = block(x)
@@ -99,12 +103,13 @@ class Strokes(nnx.Module):
     def __init__(self, config: StrokesConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.ear = Ear(config, rngs=rngs)
-        self.strokes = StrokeHead(config.width, 1, rngs=rngs)
+        self.strokes = StrokeHead(config.width, STEP, rngs=rngs)
         self.rhythm = RhythmHead(config.num_classes, config.strokes_per_second, *config.rhythm_widths, rngs=rngs)
 
     def __call__(self, features: jax.Array, *, train: bool = False, rng: jax.Array | None = None) -> Outputs:
         """features: `(batch, n_mels, n_frames)`, the frontend's spectrogram. `train` and `rng` change nothing."""
         frames = self.ear(features).astype(jnp.float32)
-        strokes = self.strokes(frames, frames.shape[1])
+        n_frames = stream_frames(self.config.frontend, features.shape[2], self.config.strokes_per_second)
+        strokes = self.strokes(frames, n_frames)
         logits, embedding = self.rhythm(probabilities(strokes))
         return Outputs(logits, embedding, frames, strokes)

@@ -17,10 +17,10 @@ from sousa_jax.data.frame_targets import FrameTargets, count_frames, place_on_fr
 from sousa_jax.errors import InputError
 from sousa_jax.frontends import FrontendSpec, spectrogram
 from sousa_jax.losses import class_loss, stroke_loss
-from sousa_jax.models.ast import ASTConfig, stream_frames, stream_frames_per_step
+from sousa_jax.models.ast import ASTConfig
 from sousa_jax.models.beats import BEATsConfig
 from sousa_jax.models.efficientat import PYRAMID_WIDTH, EfficientATConfig, Pyramid
-from sousa_jax.models.heads import RARE, StrokeHead
+from sousa_jax.models.heads import RARE, StrokeHead, stream_frames, stream_frames_per_step
 from sousa_jax.models.htsat import HTSATConfig
 
 RATE = 200

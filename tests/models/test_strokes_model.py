@@ -13,11 +13,13 @@ from sousa_jax import models
 from sousa_jax.data.frame_targets import count_frames
 from sousa_jax.errors import InputError
 from sousa_jax.frontends import FrontendSpec, spectrogram
-from sousa_jax.models.strokes import FRONTEND, StrokesConfig
+from sousa_jax.models.strokes import FRONTEND, STEP, StrokesConfig
 
 N_MELS = FRONTEND.n_mels
 TINY = StrokesConfig(width=16, dilations=(1, 2), rhythm_widths=(8, 12))
-REACH = 2 * sum(TINY.dilations) + 2  # frames to either side that a frame hears, the two convolutions over mel included
+REACH = (
+    STEP * (2 * sum(TINY.dilations) + 1) + 1
+)  # frames to either side that a frame hears; the first convolution's too
 
 
 @functools.cache
@@ -46,13 +48,13 @@ def stacked(strokes):
 
 
 def test_outputs():
-    """One frame each 5 ms, as many as the spectrogram has."""
+    """Strokes each 5 ms, as many as the spectrogram has; features at half the rate."""
     features = spectrogram(clicks(1.0), FRONTEND)
     assert features.shape == (1, N_MELS, 200)
     found = tiny()(features)
     assert found.logits.shape == (1, 40)
     assert found.embedding.shape == (1, 36)
-    assert found.frames.shape == (1, 200, 16)
+    assert found.frames.shape == (1, 100, 16)
     assert stacked(found.strokes).shape == (4, 1, 200)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
 
@@ -65,7 +67,7 @@ def test_the_default_network_is_small():
     for path, array in params.items():
         sizes[path.startswith("rhythm.")] += array.size
     assert stats == {}
-    assert sizes == {False: 150_020, True: 306_920}
+    assert sizes == {False: 545_992, True: 306_920}
     assert config.strokes_per_second == 200
 
 
@@ -98,13 +100,14 @@ def test_an_offset_of_the_spectrogram_is_taken_out():
 
 
 def test_strokes_move_with_the_sound():
-    """Rolled by 37 frames: so is the stroke stream away from the seam, to a thirtieth of its spread. The mean over the
-    window is another one, as other frames stand beside the zeros at its ends."""
+    """Rolled by 38 frames: so is the stroke stream away from the seam, to a thirtieth of its spread. The mean over the
+    window is another one, as other frames stand beside the zeros at its ends. By whole steps: within one, frames have
+    weights of their own."""
     features = spectrogram(clicks(1.0), FRONTEND)
     here = stacked(tiny()(features).strokes)
-    later = stacked(tiny()(jnp.roll(features, 37, axis=2)).strokes)
-    inside = slice(REACH, 200 - 37 - REACH)
-    np.testing.assert_allclose(np.roll(later, -37, axis=2)[..., inside], here[..., inside], atol=0.015)
+    later = stacked(tiny()(jnp.roll(features, 38, axis=2)).strokes)
+    inside = slice(REACH, 200 - 38 - REACH)
+    np.testing.assert_allclose(np.roll(later, -38, axis=2)[..., inside], here[..., inside], atol=0.015)
     assert here[..., inside].std(axis=2).min() > 0.15
 
 
@@ -210,6 +213,7 @@ def test_a_window_changes_nothing_but_its_length():
     [
         (lambda: StrokesConfig.preset("strok"), r"unknown variant 'strok' of strokes; nearest: .*strokes"),
         (lambda: models.make_config("strokes", "strokes", widht=3), r"has no setting 'widht'; nearest: .*width"),
+        (lambda: StrokesConfig(frontend=dataclasses.replace(FRONTEND, n_mels=60)), r"^60 mel bands are not a multiple"),
         (lambda: StrokesConfig(frontend=dataclasses.replace(FRONTEND, hop_length=81)), r"a hop of 81 samples does not"),
         (
             lambda: models.abstract("strokes", StrokesConfig(frontend=dataclasses.replace(FRONTEND, hop_length=128))),
