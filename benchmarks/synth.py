@@ -4,8 +4,8 @@
 
 Clips a second: five seconds at 32 kHz, drawn, played, rendered, cut and labelled in one jitted function; the same
 without sound, as performances and as frames of strokes; and an EfficientAT mn10 training step on the same batch, the
-appetite to be stilled. Then the memory that a batch of 256 such clips takes. SOUSA's own generator took 0.30 s a clip on
-one core with sound (FluidSynth and its effects) and plays 1,000 performances a second without; it is not run here.
+appetite to be stilled. Then the memory that a batch of 256 such clips takes. SOUSA's own generator took 0.30 s a clip
+on one core with sound (FluidSynth and its effects) and plays 1,000 performances a second without; it is not run here.
 """
 
 import argparse
