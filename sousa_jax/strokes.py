@@ -165,7 +165,7 @@ def table_lines(table: pd.DataFrame) -> list[str]:
     for row in table.itertuples():
         what = f"{row.hand:<4}  {row.kind:<6}"
         if row.status == MISSED:
-            lines.append(f"{row.written_s:8.3f}  {what}  {'':16}        missed")
+            lines.append(f"{row.written_s:8.3f}  {what}  {'':24} missed")
             continue
         off = "extra" if row.status == EXTRA else f"{row.deviation_ms:+.0f} ms"
         if row.status == EXTRA:

@@ -79,7 +79,8 @@ def draw(
 
 def _sound(axes: Axes, waveform: np.ndarray, spec: FrontendSpec, length_s: float) -> None:
     unpadded = dataclasses.replace(spec, target_frames=0)  # AST's fills up to 10 s
-    log_mel = np.asarray(spectrogram(waveform[None], unpadded))[0]
+    at_least = np.pad(waveform, (0, max(0, spec.n_fft - len(waveform))))  # too few samples have no spectrogram
+    log_mel = np.asarray(spectrogram(at_least[None], unpadded))[0]
     low, high = np.percentile(log_mel, (5, 99.8))
     n_bands, n_frames = log_mel.shape
     end_s = n_frames * spec.hop_length / spec.sample_rate
