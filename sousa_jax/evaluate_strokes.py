@@ -183,7 +183,8 @@ def run(args: argparse.Namespace) -> None:
         os.replace(unfinished, out / file)
     print(f"written to {out}")
     if args.errors:
-        checkpoint.write_json(args.errors, dataclasses.asdict(measure(joined(heard.heard), joined(heard.fell))))
+        errors = measure(joined(heard.heard), joined(heard.fell), model.config.strokes_per_second)
+        checkpoint.write_json(args.errors, dataclasses.asdict(errors))
         print(f"hearing errors written to {args.errors}")
     if bad.report():
         print(bad.report())

@@ -133,10 +133,12 @@ def _sound_losses(model_name: str, model_config: Any, config: ConfigDict, adapte
 
 def _rhythm_losses(model_name: str, model_config: Any, config: ConfigDict, errors: HearingErrors | None) -> _Losses:
     """Of the name alone, from strokes that were misheard, not from sound."""
-    rhythm = models.rhythm_fn(model_name, model_config)
+    rhythm, per_second = models.rhythm_fn(model_name, model_config), model_config.strokes_per_second
 
     def losses(params, frozen, stats, batch, rng):
-        heard = batch["stroke_targets"] if errors is None else mishear(rng, batch["stroke_targets"], errors)
+        heard = batch["stroke_targets"]
+        if errors is not None:
+            heard = mishear(rng, heard, errors, per_second)
         targets = jax.nn.one_hot(batch["label"], model_config.num_classes)
         targets = optax.smooth_labels(targets, config.train.label_smoothing)
         return {"class_loss": class_loss(rhythm({**frozen, **params}, heard), targets)}, stats

@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 
 from sousa_jax.data.frame_targets import FrameTargets
-from sousa_jax.data.synth.mishearing import BANDS, QUANTILES, REACH, HearingErrors, measure, mishear
+from sousa_jax.data.synth.mishearing import (
+    BANDS,
+    QUANTILES,
+    REACH,
+    SALIENCE_DB,
+    HearingErrors,
+    measure,
+    mishear,
+    salience_db,
+)
 from sousa_jax.errors import InputError
 
-N_FRAMES = 400
+N_FRAMES, RATE = 400, 200
 AT = np.linspace(0, 1, QUANTILES)
-# Soft strokes are heard badly, loud ones well; a frame late or early, now and then; something every half second.
+# Masked strokes are heard badly, free ones well; a frame late or early, now and then; something every half second.
 ERRORS = HearingErrors(
     certainty=tuple(tuple(np.minimum(0.1 + 0.1 * band + (0.9 - 0.08 * band) * AT, 1)) for band in range(BANDS)),
     place=(0.02, 0.18, 0.60, 0.15, 0.05),
@@ -28,7 +37,11 @@ NOTHING_WRONG = HearingErrors(
     ((1.0,) * QUANTILES,) * BANDS, (0.0, 0.0, 1.0, 0.0, 0.0), (0.0,) * BANDS, (0.0,) * BANDS, (0.0, 1.0), 0.0,
     (0.0,) * QUANTILES, 0.0,
 )  # fmt: skip
-hear = jax.jit(mishear, static_argnums=(2, 3))
+_mishear = jax.jit(mishear, static_argnums=(2, 3, 4))
+
+
+def hear(key, true, errors, amount):
+    return jax.device_get(_mishear(key, true, errors, RATE, amount))
 
 
 def performances(n_clips, closest=2 * REACH + 2, seed=0) -> FrameTargets:
@@ -40,7 +53,8 @@ def performances(n_clips, closest=2 * REACH + 2, seed=0) -> FrameTargets:
         row[frames[(frames > REACH) & (frames < N_FRAMES - REACH)]] = 1
     velocity = onset * rng.uniform(0.01, 1, onset.shape)
     grace = onset * (rng.random(onset.shape) < 0.2)
-    density = 0.2 + 0.1 * rng.random(onset.shape)
+    density = 0.05 * sum(np.roll(np.pad(onset, ((0, 0), (5, 5))), shift, 1) for shift in range(-4, 6))[:, 5:-5]
+    density[:, 100:150] += 0.3  # a buzz
     return FrameTargets(*(x.astype(np.float32) for x in (onset, velocity, grace, density)))
 
 
@@ -48,7 +62,7 @@ def performances(n_clips, closest=2 * REACH + 2, seed=0) -> FrameTargets:
 def misheard():
     """What fell in 600 clips, and what an ear with `ERRORS` heard."""
     true = performances(600)
-    return true, jax.device_get(hear(jax.random.key(1), true, ERRORS, 1.0))
+    return true, hear(jax.random.key(1), true, ERRORS, 1.0)
 
 
 def test_at_amount_zero_it_is_what_fell():
@@ -79,7 +93,7 @@ def test_measuring_gives_back_what_was_asked_for(misheard):
     """About: 11,000 strokes and 600 drums' luck. With a known bias each: what is moved leaves on average a quarter of
     its probability where it fell, and the bent curves of clips blur velocities beside `velocity_sd`."""
     true, heard = misheard
-    found = measure(heard, true)
+    found = measure(heard, true, RATE)
     np.testing.assert_allclose(found.certainty, ERRORS.certainty, atol=0.06)
     centre = np.arange(-REACH, REACH + 1) == 0
     np.testing.assert_allclose(found.place, 0.75 * np.array(ERRORS.place) + 0.25 * centre, atol=0.015)
@@ -91,14 +105,35 @@ def test_measuring_gives_back_what_was_asked_for(misheard):
     np.testing.assert_allclose(found.false_alarm, ERRORS.false_alarm, atol=0.03)
 
 
-def test_the_blur_of_density_is_measured_as_it_is_drawn(misheard):
-    true, heard = misheard
-    assert measure(heard, true).density_sd == pytest.approx(ERRORS.density_sd, rel=0.15)
+def test_what_is_not_heard_leaves_no_trace():
+    """Or the rhythm head would learn to read from it what no ear can give: of strokes of no certainty nothing is left,
+    in no stream, but the buzz."""
+    deaf = dataclasses.replace(NOTHING_WRONG, certainty=((0.0,) * QUANTILES,) * BANDS)
+    true = performances(20)
+    heard = hear(jax.random.key(3), true, deaf, 1.0)
+    for name in ("onset", "velocity", "grace"):
+        assert not getattr(heard, name).any(), name
+    buzz = np.zeros(N_FRAMES, bool)
+    buzz[100:150] = True
+    assert not heard.density[:, ~buzz].any()
+    np.testing.assert_allclose(heard.density[:, buzz], 0.3, atol=1e-5)
+
+
+def test_salience_by_hand():
+    """At 200 frames a second a ring of 60 ms falls by e^-1 in 12 frames. A lone stroke of full velocity stands 30 dB
+    above the floor; an equal one 12 frames later 10 lg e = 4.34 dB above the ring, one of half the velocity 12 dB less,
+    at whose frame it is still the first that rings."""
+    true = FrameTargets(*np.zeros((4, 2, 40), np.float32))
+    true.onset[:, [10, 22]] = 1
+    true.velocity[0, [10, 22]], true.velocity[1, [10, 22]] = (1, 1), (1, 0.5)
+    found = np.asarray(salience_db(true, RATE))
+    np.testing.assert_allclose(found[:, 10], 30, atol=1e-4)
+    np.testing.assert_allclose(found[:, 22], [4.34, 4.34 - 12.04], atol=0.02)  # the floor takes 0.01
 
 
 def test_a_perfect_ear_has_no_errors():
     true = performances(30)
-    found = measure(true, true)
+    found = measure(true, true, RATE)
     np.testing.assert_allclose(found.certainty, 1)
     np.testing.assert_allclose(found.place, [0, 0, 1, 0, 0])
     np.testing.assert_allclose((found.velocity_bias, found.velocity_sd), 0, atol=1e-12)
@@ -139,14 +174,14 @@ def test_the_same_key_hears_the_same_and_another_one_not():
 
 
 def test_each_clip_has_its_own_luck(misheard):
-    """Half of the variance of how well strokes are heard lies between clips: a drum that is hard to hear is so all
-    along. Of independent strokes, twenty a clip, it would be a twentieth."""
+    """A tenth of the variance of how well strokes are heard lies between clips: a drum that is hard to hear is so all
+    along. Means over a clip's thirty strokes then vary by 0.13 of it; of independent ones it would be 0.03."""
     true, heard = misheard
     struck = true.onset > 0
-    expected = np.array(ERRORS.certainty).mean(1)[np.minimum((true.velocity * BANDS).astype(int), BANDS - 1)]
+    expected = np.array(ERRORS.certainty).mean(1)[np.digitize(salience_db(true, RATE), SALIENCE_DB)]
     off = (np.minimum(_near(heard.onset), 1) - expected) * struck
     per_clip = off.sum(1) / struck.sum(1)
-    assert per_clip.var() > 0.3 * (off[struck].var())
+    assert 0.07 * off[struck].var() < per_clip.var() < 0.3 * off[struck].var()
 
 
 def test_velocities_of_a_clip_are_bent_by_one_curve():
@@ -161,7 +196,7 @@ def test_velocities_of_a_clip_are_bent_by_one_curve():
         exponents.append(np.log(said[keep]) / np.log(loud[keep]))
         np.testing.assert_allclose(exponents[-1], exponents[-1][0], rtol=1e-3)
     firsts = [e[0] for e in exponents]
-    assert 0.15 < np.std(np.log(firsts)) < 0.5
+    assert 0.1 < np.std(np.log(firsts)) < 0.3
 
 
 # ----------------------------------------------------------------------------------------------------- kept and refused
@@ -169,7 +204,7 @@ def test_velocities_of_a_clip_are_bent_by_one_curve():
 
 def test_errors_survive_json(misheard):
     true, heard = misheard
-    for errors in (ERRORS, measure(heard, true)):
+    for errors in (ERRORS, measure(heard, true, RATE)):
         again = HearingErrors(**json.loads(json.dumps(dataclasses.asdict(errors))))
         assert again == errors
         assert hash(again) == hash(errors), "static in a jitted function"
@@ -196,7 +231,7 @@ def test_errors_of_another_shape_are_refused(changes):
 def test_without_strokes_nothing_is_measured():
     silence = FrameTargets(*np.zeros((4, 2, N_FRAMES), np.float32))
     with pytest.raises(InputError, match=r"cannot be measured where no stroke falls"):
-        measure(silence, silence)
+        measure(silence, silence, RATE)
 
 
 def test_a_few_strokes_are_enough_to_measure():
@@ -205,7 +240,7 @@ def test_a_few_strokes_are_enough_to_measure():
     true.onset[0, 100], true.velocity[0, 100] = 1, 0.5
     heard = FrameTargets(*(x.copy() for x in true))
     heard.onset[0, 100], heard.onset[0, 101] = 0.5, 0.25
-    found = measure(heard, true)
+    found = measure(heard, true, RATE)
     np.testing.assert_allclose(found.certainty, 0.75)
     np.testing.assert_allclose(found.place, [0, 0, 2 / 3, 1 / 3, 0])
     assert all(np.isfinite(value).all() for value in dataclasses.asdict(found).values())
@@ -214,6 +249,6 @@ def test_a_few_strokes_are_enough_to_measure():
 def test_everything_struck_leaves_no_room_for_false_alarms():
     """A roll without a quiet frame has none; nothing is divided by zero."""
     true = FrameTargets(*np.ones((4, 1, 50), np.float32))
-    found = measure(true, true)
+    found = measure(true, true, RATE)
     assert found.false_alarm_rate == 0
     assert np.isfinite(found.place).all()
