@@ -35,7 +35,6 @@ def train_without(bank: str, share: float, args: argparse.Namespace, workdir: pa
     config.data.path, config.data.cache_dir = str(args.data), str(args.out / "cache")
     config.data.exclude = (f"soundfont={bank}",)
     config.data.synth.share = share
-    config.strokes.rhythm_from = str(args.rhythm)
     n_clips = len(SubsetClips(open_clips(str(args.data), "train"), config.data.exclude))
     steps_per_epoch = math.ceil(n_clips / round(config.train.batch_size * (1 - share)))
     config.train.epochs = config.train.patience = max(1, round(args.steps / steps_per_epoch))
@@ -43,11 +42,13 @@ def train_without(bank: str, share: float, args: argparse.Namespace, workdir: pa
     train.run(config, workdir)
 
 
-def test_on(bank: str, banks: list[str], data: pathlib.Path, workdir: pathlib.Path) -> dict[str, float]:
+def test_on(bank: str, banks: list[str], args: argparse.Namespace, workdir: pathlib.Path) -> dict[str, float]:
     """How well a run hears the test clips of one bank, the buzz roll left out of the strokes."""
-    model = checkpoint.load_model(workdir)
-    model = dataclasses.replace(model, config=model.config.for_window(WINDOW_S, "fill"))
-    clips = SubsetClips(open_clips(str(data), "test"), tuple(f"soundfont={other}" for other in banks if other != bank))
+    model, rhythm = checkpoint.load_model(workdir), checkpoint.load_model(args.rhythm)
+    params = {path: (rhythm if path.startswith("rhythm.") else model).params[path] for path in model.params}
+    model = dataclasses.replace(model, config=model.config.for_window(WINDOW_S, "fill"), params=params)
+    others = tuple(f"soundfont={other}" for other in banks if other != bank)
+    clips = SubsetClips(open_clips(str(args.data), "test"), others)
     heard = hear_split(model, clips, BadClips(clips, 0.01))
     found = report(heard.rows, clips.table).set_index(["by", "group"])
     strokes, soft = found.loc[("all", "without the buzz roll")], found.loc["velocity"].iloc[0]
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
         for name, share in SHARES.items():
             workdir = args.out / f"without_{bank}_{name.replace(' ', '_')}"
             train_without(bank, share, args, workdir)
-            lines.append({"never heard": bank, "trained on": name, **test_on(bank, banks, args.data, workdir)})
+            lines.append({"never heard": bank, "trained on": name, **test_on(bank, banks, args, workdir)})
             print(pd.DataFrame(lines).to_string(index=False, float_format="{:.3f}".format), flush=True)
     table = pd.DataFrame(lines)
     mean = table.groupby("trained on", sort=False)[["f1", "precision", "recall", "recall of soft", "accuracy"]].mean()
