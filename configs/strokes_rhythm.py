@@ -4,11 +4,13 @@ Anywhere, in under two minutes on two CPU cores:
 
     python -m sousa_jax.main --config=configs/strokes_rhythm.py:smoke
 
-From what the first stage left, with hearing errors as measured there; the data are read for evaluation alone:
+Performances as they were struck, then as an ear hears them, with the errors measured of one; the data are read for
+evaluation alone:
 
+    python -m sousa_jax.main --config=configs/strokes_rhythm.py:small --config.data.path=sousa_mini --workdir=STRUCK
     python -m sousa_jax.evaluate_strokes --workdir=HEARING --split=validation --errors=errors.json
-    python -m sousa_jax.main --config=configs/strokes_rhythm.py:small --config.init_from=HEARING \\
-        --config.strokes.errors=errors.json --config.data.path=sousa_mini --workdir=RHYTHM
+    python -m sousa_jax.main --config=configs/strokes_rhythm.py:small --config.data.path=sousa_mini \\
+        --config.init_from=STRUCK --config.strokes.errors=errors.json --config.train.learning_rate=1e-3 --workdir=RHYTHM
 """
 
 from ml_collections import ConfigDict
