@@ -185,7 +185,7 @@ def latest_strokes(onset: jax.Array, values: jax.Array, nothing: jax.Array) -> j
 
     first = jnp.broadcast_to(nothing, (onset.shape[0], *nothing.shape))
     _, found = jax.lax.scan(step, first, (onset.T, jnp.swapaxes(values, 0, 1)))
-    found = jnp.concatenate([jnp.stack([first] * LAG), found[:-LAG]])
+    found = jnp.concatenate([jnp.stack([first] * LAG), found])[: onset.shape[1]]
     return jnp.swapaxes(found, 0, 1)
 
 
