@@ -60,7 +60,7 @@ def layers(paths: Iterable[str]) -> dict[str, int]:
     last = len(blocks)
 
     def layer(path: str) -> int:
-        if re.match(r"(head|strokes|rhythm)\.", path):
+        if re.match(r"(head|pyramid|strokes|rhythm)\.", path):
             return last + 1
         if block := _block(path):
             return order[block]

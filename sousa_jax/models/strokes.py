@@ -16,7 +16,7 @@ from flax import nnx
 from sousa_jax.errors import InputError, nearest
 from sousa_jax.frontends import FrontendSpec
 from sousa_jax.models.heads import RhythmHead, StrokeHead, dilated_blocks, probabilities, stream_frames
-from sousa_jax.models.layers import Outputs
+from sousa_jax.models.layers import Outputs, Recomputable
 
 FRONTEND = FrontendSpec(
     sample_rate=16_000, n_fft=512, win_length=320, hop_length=80, n_mels=64, fmax_hz=7_500.0, fmax_jitter_hz=800
@@ -70,7 +70,7 @@ class StrokesConfig:
         return dataclasses.replace(self, frontend=dataclasses.replace(self.frontend, window_s=window_s))
 
 
-class Ear(nnx.Module):
+class Ear(Recomputable):
     """Log-mel `(B, n_mels, T)` → features of every `STEP` frames `(B, ⌈T / STEP⌉, width)`. The level of a recording is
     taken out, and the mean over the whole window tells every step which drum in which room it hears."""
 
@@ -84,17 +84,21 @@ class Ear(nnx.Module):
         self.blocks = dilated_blocks(config.width, config.dilations, rngs=rngs)
 
     def __call__(self, log_mel: jax.Array) -> jax.Array:
+        x = super().__call__(log_mel)
+        x = x + self.room(nnx.relu(x).mean(1, keepdims=True))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def forward(self, log_mel: jax.Array) -> jax.Array:
+        """What comes before the blocks: mel bands to features, `STEP` frames joined. `(B, ⌈T / STEP⌉, width)`."""
         x = jnp.swapaxes(log_mel, 1, 2)
         x = x - x.mean((1, 2), keepdims=True)
         x = nnx.relu(self.patches(x[..., None]))
         x = nnx.relu(self.mix(x.reshape(*x.shape[:2], x.shape[2] // 2, -1)))  # (B, T, n_mels / 8, 32)
         x = nnx.relu(self.flat(x.reshape(*x.shape[:2], -1)))
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % STEP), (0, 0)))
-        x = self.join(x.reshape(x.shape[0], x.shape[1] // STEP, -1))
-        x = x + self.room(nnx.relu(x).mean(1, keepdims=True))
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return self.join(x.reshape(x.shape[0], x.shape[1] // STEP, -1))
 
 
 class Strokes(nnx.Module):
