@@ -14,6 +14,7 @@ import pytest
 from test_publish import SECRETS, hold_no_secret, hub  # noqa: F401 (a fixture)
 
 from configs import sweep
+from configs.common import VARIANTS
 from sousa_jax import jobs, launch, publish
 from sousa_jax.errors import InputError
 from sousa_jax.launch import Experiment
@@ -66,7 +67,7 @@ def small_sweep(tmp_path):
 
 def test_the_twelve_experiments_and_what_they_cost():
     rows = sweep.get_sweep()
-    configs = sorted(path for path in (ROOT / "configs").glob("*_*.py") if not path.name.startswith("__"))
+    configs = sorted(path for model in VARIANTS for path in (ROOT / "configs").glob(f"{model}_*.py"))
     assert sorted(row.name for row in rows) == [path.stem for path in configs]
     assert all(row.config == f"configs/{row.name}.py" for row in rows)
     assert all(bool(row.init_from) != row.name.endswith("scratch") for row in rows)
