@@ -54,6 +54,7 @@ N_CANDIDATES, N_FINALISTS = 20, 5  # of a search; of all, those whose pairs are 
 PART_S = 8.0  # of a recording longer than 1.5 times that: where tempo is searched for
 FOLLOW_S, HOP_S = 3.0, 1.0  # half a window in which it is followed from there, and from window to window
 LARGEST_CHANGE = 0.2  # of the tempo in one round of fitting, as a logarithm; more is no fit
+LARGEST_DRIFT = 0.7  # the same in a whole recording: twice or half the tempo
 DRIFT_S = 16.0  # a wave of the tempo that long is half drift, half deviation; a faster one is deviation
 LONGEST_LEAD_S = 0.15
 AS_PRINTED = 0.5  # nats in favour of the printed rhythm: where both dialects are the same, its beat is the drummer's
@@ -284,6 +285,14 @@ def _beat_s(time_of: TimeOf) -> float:
     return float(time_of(1.0) - time_of(0.0))
 
 
+def _change(fitted: TimeOf, time_of: TimeOf, beat: np.ndarray) -> float:
+    """How much the tempo of `fitted` differs from that of `time_of` at the first and last beat, as a logarithm;
+    infinite where time runs backwards."""
+    before = np.array([beat.min() - 1, beat.max()])
+    one, other = (np.asarray(f(before + 1) - f(before)) for f in (fitted, time_of))
+    return float(np.abs(np.log(one / other)).max()) if min(one.min(), other.min()) > 0 else np.inf
+
+
 def _bent(beat: np.ndarray, time_s: np.ndarray, weight: np.ndarray) -> TimeOf:
     """As `_line`, and what is left of slow drift, by a smoothing spline that follows half of a `DRIFT_S` wave."""
     line = _line(beat, time_s, weight)
@@ -329,7 +338,7 @@ def _pair(
         if i == n_rounds - 1 or len(np.unique(at)) < 3:
             break
         fitted = refit(at, time_s, weight)
-        if abs(np.log(max(_beat_s(fitted), 1e-9) / _beat_s(time_of))) > LARGEST_CHANGE:
+        if _change(fitted, time_of, at) > LARGEST_CHANGE:
             break
         time_of = fitted
         spread_s = np.clip(np.sqrt(np.mean((time_s - time_of(at)) ** 2)), *SPREAD_S)
@@ -396,7 +405,7 @@ def _teach(heard: HeardStrokes, rudiment: Rudiment, dialect: str) -> Lesson:
     fits = [_pair(some, pattern, some_marks, fit.time_of, n_rounds=5) for fit in fits]
     fit = max(fits, key=lambda fit: fit.log_likelihood)
     if len(some.time_s) < len(heard.time_s):
-        fit = fit._replace(time_of=_followed(heard, pattern, marks, part, fit.time_of))
+        fit = fit._replace(time_of=_followed(heard, pattern, marks, part, fit))
     fit = _pair(heard, pattern, marks, fit.time_of, n_rounds=4, refit=_bent)
     table = _table(heard, pattern, fit)
     at = fit.beat[fit.of_written[fit.firm]]
@@ -419,23 +428,25 @@ def _densest(time_s: np.ndarray) -> slice:
     return part if part.stop - first >= FEWEST and np.ptp(time_s[part]) > 0 else slice(0, len(time_s))
 
 
-def _followed(heard: HeardStrokes, pattern: Pattern, marks: np.ndarray, part: slice, time_of: TimeOf) -> TimeOf:
-    """The time of beats in a whole recording, from their time in a part of it: followed from window to window."""
-    beats, times_s = [], []
-    for forwards in (True, False):
-        local = time_of
-        edge_s = heard.time_s[part.stop - 1] if forwards else heard.time_s[part.start]
-        while heard.time_s[0] < edge_s < heard.time_s[-1] or not beats:
-            around = np.searchsorted(heard.time_s, (edge_s - FOLLOW_S, edge_s + FOLLOW_S))
-            window = slice(*around)
-            if window.stop - window.start >= FEWEST and np.ptp(heard.time_s[window]) > 0:
-                fit = _pair(_cut(heard, window), pattern, marks[window], local, n_rounds=3)
-                local = fit.time_of
-                beats.append(fit.beat[fit.of_written[fit.firm]])
-                times_s.append(heard.time_s[window][fit.of_heard[fit.firm]])
-            edge_s += HOP_S if forwards else -HOP_S
-    beat, time_s = np.concatenate(beats), np.concatenate(times_s)
-    return _bent(beat, time_s, np.ones(len(beat)))
+def _followed(heard: HeardStrokes, pattern: Pattern, marks: np.ndarray, part: slice, of_part: _Fit) -> TimeOf:
+    """The time of beats in a whole recording, from the fit of a part of it: followed from window to window."""
+    fits = [(of_part, heard.time_s[part])]
+    first_s, *edges_s, last_s = heard.time_s[[0, part.start, part.stop - 1, -1]]
+    for edge_s, end_s, hop_s in ((edges_s[0], first_s, -HOP_S), (edges_s[1], last_s, HOP_S)):
+        time_of = of_part.time_of
+        for middle_s in np.arange(edge_s, end_s, hop_s):
+            window = slice(*np.searchsorted(heard.time_s, (middle_s - FOLLOW_S, middle_s + FOLLOW_S)))
+            some = _cut(heard, window)
+            if len(some.time_s) >= FEWEST and np.ptp(some.time_s) > 0:
+                fit = _pair(some, pattern, marks[window], time_of, n_rounds=3)
+                fits.append((fit, some.time_s))
+                time_of = fit.time_of
+    beat = np.concatenate([fit.beat[fit.of_written[fit.firm]] for fit, _ in fits])
+    time_s = np.concatenate([time_s[fit.of_heard[fit.firm]] for fit, time_s in fits])
+    if len(np.unique(beat)) < 3:
+        return of_part.time_of
+    followed = _bent(beat, time_s, np.ones(len(beat)))
+    return followed if _change(followed, of_part.time_of, beat) < LARGEST_DRIFT else of_part.time_of
 
 
 def _table(heard: HeardStrokes, pattern: Pattern, fit: _Fit) -> pd.DataFrame:

@@ -251,3 +251,11 @@ def test_noise_gets_a_lesson_too(times, slug):
     lesson = teach(_strokes(times), by_slug(slug), "notated")
     assert lesson.table["time_s"].notna().sum() == len(times)
     assert np.isfinite(lesson.tempo_bpm)
+
+
+@pytest.mark.parametrize("middle", [[0.0, 3.4, 3.8, 7.2], [0.0, 2.5, 5.0, 7.5]])
+def test_a_few_strokes_with_minutes_of_silence_around_them(middle):
+    """No window around either end of the busiest part holds strokes enough to be followed from."""
+    times = np.r_[-180, -90, middle, 100, 200]
+    lesson = teach(_strokes(times), by_slug("swiss_army_triplet"), "notated")
+    assert lesson.table["time_s"].notna().sum() == len(times)
