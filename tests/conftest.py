@@ -4,12 +4,12 @@
 import os
 import pathlib
 
-CACHE = pathlib.Path(__file__).resolve().parents[1] / ".pytest_cache"
-
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # librosa keeps what numba compiles beside its own source. Two workers that make the same file at once can crash there.
-os.environ.setdefault("NUMBA_CACHE_DIR", str(CACHE / "numba" / os.environ.get("PYTEST_XDIST_WORKER", "main")))
+os.environ.setdefault(
+    "NUMBA_CACHE_DIR", os.path.abspath(f".pytest_cache/numba/{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
+)
 
 import jax
 import pytest
@@ -17,7 +17,7 @@ import pytest
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 # One JAX compile takes seconds: tests of one run, and runs one after another, share them.
-jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
+jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 
 
 @pytest.fixture(scope="module", autouse=True)
