@@ -2,7 +2,7 @@
 
 features → backbone → frames → `StrokeHead` → stream of strokes → `RhythmHead` → 40 logits
 
-The stream is soft: nothing is rounded or picked inside the network, so that the loss of the name reaches the ear. Both
+The stream is soft: nothing is rounded inside the network, so that the loss of the name reaches the ear. Both
 heads are convolutions, linear layers, norms and means, which Core ML has, and one recurrence, `latest_strokes`, that
 log2(T) shifts compute as well (a test shows it).
 """
@@ -24,6 +24,7 @@ COARSE_PER_SECOND = 50  # frames of the rhythm head's wide layers
 SHARPNESS = 4.0  # of the soft maximum over time
 NEIGHBOUR = 3  # numbers that are known of a neighbouring stroke
 LAG = 2  # frames
+CERTAIN, DECISIVE = 0.3, 4  # probability from which a stroke rather fell, and the power that makes it sure
 SHORTEST_S = 0.01  # gaps are told apart down to about that
 
 
@@ -93,10 +94,11 @@ def stream_frames(spec: FrontendSpec, n_frames: int, per_second: int) -> int:
 class RhythmHead(nnx.Module):
     """A stream of strokes → logits of the rudiments; any number of frames.
 
-    What makes a rhythm is the time from stroke to stroke, not from frame to frame. So every frame first learns which
-    strokes came last and come next (`latest_strokes`): the gaps between them, on a logarithmic scale on which a tempo
-    is a shift, the mean gap of the window, and how hard they were. Dilated convolutions at 50 frames a second then see
-    about 1.3 s; what they find is averaged over time and over strokes, and its soft maximum taken.
+    What makes a rhythm is the time from stroke to stroke, not from frame to frame. So the stream is first condensed to
+    strokes that are nearly sure, of one frame each (`condense`), and every frame learns which of them came last and
+    come next (`latest_strokes`): the gaps between them, on a logarithmic scale on which a tempo is a shift, the mean
+    gap of the window, and how hard they were. Dilated convolutions at 50 frames a second then see about 1.3 s; what
+    they find is averaged over time and over strokes, and its soft maximum taken.
 
     Args:
       num_classes: logits.
@@ -126,7 +128,7 @@ class RhythmHead(nnx.Module):
         there is an onset.
         """
         batch, n = heard.onset.shape
-        heard = FrameTargets(*(jnp.pad(x, ((0, 0), (0, -n % self.group))) for x in heard))
+        heard = condense(FrameTargets(*(jnp.pad(x, ((0, 0), (0, -n % self.group))) for x in heard)))
         x = nnx.gelu(self.stem(self.neighbourhood(heard)))
         x = nnx.gelu(self.fine(x))
         x = self.join(x.reshape(batch, -1, self.group * x.shape[2]))
@@ -159,6 +161,27 @@ class RhythmHead(nnx.Module):
         times = jnp.concatenate([time_s[..., None], latest[..., 0]], -1)
         gaps = jnp.log(SHORTEST_S + jnp.maximum(times[..., :-1] - times[..., 1:], 0)) / 1.5 + 1
         return turn(jnp.concatenate([gaps, latest[..., 1], latest[..., 2]], -1))
+
+
+def condense(heard: FrameTargets) -> FrameTargets:
+    """The stream of an ear, `(B, T)` each, as a stream of what fell: strokes of one frame, most of them nearly sure.
+
+    An ear spreads a stroke over neighbouring frames. The largest takes what the smaller ones beside it hold, velocity
+    and grace are those of all three; then what is likelier than `CERTAIN` is drawn to 1, what is less to 0. This is
+    smooth but where neighbours change places, exact at 0 and 1, and it leaves a stream of certain strokes as it is.
+    """
+    p = heard.onset
+    before, after = (lambda x: jnp.pad(x[:, :-1], ((0, 0), (1, 0)))), (lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1))))
+    is_peak = (p >= before(p)) & (p >= after(p))
+    shares = [jnp.where(beside(p) < p, beside(p), 0) for beside in (before, after)]
+    mass = p + shares[0] + shares[1]
+
+    def of_all(x: jax.Array) -> jax.Array:
+        return (p * x + shares[0] * before(x) + shares[1] * after(x)) / jnp.maximum(mass, 1e-6)
+
+    chance = jnp.where(is_peak, jnp.minimum(mass, 1), 0)
+    fell, not_fell = (chance / CERTAIN) ** DECISIVE, ((1 - chance) / (1 - CERTAIN)) ** DECISIVE
+    return FrameTargets(fell / (fell + not_fell), of_all(heard.velocity), of_all(heard.grace), heard.density)
 
 
 def latest_strokes(onset: jax.Array, values: jax.Array, nothing: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from sousa_jax.models.heads import (
     DilatedBlock,
     RhythmHead,
     StrokeHead,
+    condense,
     latest_strokes,
     probabilities,
 )
@@ -279,12 +280,64 @@ def test_a_frame_knows_what_came_and_what_comes():
 
 
 def test_the_loss_of_the_name_reaches_every_part_of_the_stream():
-    """Where something is heard, softly, the gradient is finite and not zero."""
-    heard = FrameTargets(*(jnp.asarray(x) for x in np.random.default_rng(0).uniform(0.05, 0.9, (4, 1, 400))))
+    """On a stroke's frame and those beside it, where something is heard, the gradient is finite and not zero."""
+    onset = np.tile([0, 0.1, 0.5, 0.2, 0], 80).astype(np.float32)[None]
+    rng = np.random.default_rng(0)
+    heard = FrameTargets(onset, *(jnp.asarray(x, jnp.float32) for x in rng.uniform(0.05, 0.9, (3, 1, 400))))
     gradient = jax.grad(lambda heard: small_head()(heard)[0][0, 3])(heard)
     for name, part in gradient._asdict().items():
         assert np.isfinite(part).all(), name
-        assert (np.abs(np.asarray(part)) > 0).mean() > 0.9, name
+        assert (np.asarray(part) != 0)[onset > 0].mean() > 0.9, name
+
+
+# ----------------------------------------------------------------------------------------------------------- condense
+
+condensed = jax.jit(condense)
+
+
+def stream(onset, **others):
+    """`(1, T)` each; silent where nothing is said."""
+    onset = np.asarray(onset, np.float32)[None]
+    return FrameTargets(onset, *(np.asarray(others.get(name, 0 * onset), np.float32).reshape(onset.shape)
+                                 for name in FrameTargets._fields[1:]))  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.booleans(), min_size=N, max_size=N), st.integers(0, 99))
+def test_certain_strokes_stay_as_they_are(struck, seed):
+    """In neighbouring frames too: what was struck is not merged."""
+    onset = np.array(struck, np.float32)
+    velocity, grace, density = np.random.default_rng(seed).random((3, N)).astype(np.float32)
+    given_ = stream(onset, velocity=velocity * onset, grace=grace * onset, density=density)
+    for name, one, other in zip(FrameTargets._fields, given_, condensed(given_), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6, err_msg=name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 1, width=32), min_size=N, max_size=N))
+def test_what_is_heard_anywhere_stays_a_probability(onset):
+    found = condensed(stream(onset, velocity=np.ones(N)))
+    for x in found:
+        assert np.isfinite(x).all()
+        assert x.min() >= 0
+        assert x.max() <= 1 + 1e-6
+
+
+def test_a_stroke_spread_over_three_frames_is_one_of_one_frame():
+    found = condensed(stream([0, 0.2, 0.5, 0.1, 0], velocity=[0, 0.2, 0.8, 0.4, 0], grace=[0, 1, 0, 0, 0]))
+    assert np.flatnonzero(found.onset[0]).tolist() == [2]
+    assert found.onset[0, 2] > 0.99  # 0.8 of one, which is far above even chances
+    assert found.velocity[0, 2] == pytest.approx((0.2 * 0.2 + 0.5 * 0.8 + 0.1 * 0.4) / 0.8)
+    assert found.grace[0, 2] == pytest.approx(0.2 / 0.8)
+
+
+def test_the_less_likely_it_is_the_less_it_counts():
+    """Even chances at 0.3; nearly sure or nearly nothing twice as high or half as low."""
+    found = [float(condensed(stream([0, p, 0])).onset[0, 1]) for p in (0.05, 0.15, 0.3, 0.6, 0.9)]
+    assert found == sorted(found)
+    assert found[2] == pytest.approx(0.5)
+    assert found[1] < 0.05
+    assert found[3] > 0.97
 
 
 # ------------------------------------------------------------------------------------------- StrokeHead, DilatedBlock
