@@ -166,9 +166,18 @@ class RhythmHead(nnx.Module):
 def condense(heard: FrameTargets) -> FrameTargets:
     """The stream of an ear, `(B, T)` each, as a stream of what fell: strokes of one frame, most of them nearly sure.
 
-    An ear spreads a stroke over neighbouring frames. The largest takes what the smaller ones beside it hold, velocity
-    and grace are those of all three; then what is likelier than `CERTAIN` is drawn to 1, what is less to 0. This is
-    smooth but where neighbours change places, exact at 0 and 1, and it leaves a stream of certain strokes as it is.
+    After `gather`, what is likelier than `CERTAIN` is drawn to 1, what is less to 0. All this is smooth but where
+    neighbours change places, exact at 0 and 1, and leaves a stream of certain strokes as it is.
+    """
+    heard = gather(heard)
+    fell, not_fell = (heard.onset / CERTAIN) ** DECISIVE, ((1 - heard.onset) / (1 - CERTAIN)) ** DECISIVE
+    return heard._replace(onset=fell / (fell + not_fell))
+
+
+def gather(heard: FrameTargets) -> FrameTargets:
+    """An ear spreads a stroke over neighbouring frames: the largest takes what the smaller ones beside it hold.
+
+    Its velocity and grace are means of all three, what is left of the others is nothing; at most 1. `(B, T)` each.
     """
     p = heard.onset
     before, after = (lambda x: jnp.pad(x[:, :-1], ((0, 0), (1, 0)))), (lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1))))
@@ -179,9 +188,8 @@ def condense(heard: FrameTargets) -> FrameTargets:
     def of_all(x: jax.Array) -> jax.Array:
         return (p * x + shares[0] * before(x) + shares[1] * after(x)) / jnp.maximum(mass, 1e-6)
 
-    chance = jnp.where(is_peak, jnp.minimum(mass, 1), 0)
-    fell, not_fell = (chance / CERTAIN) ** DECISIVE, ((1 - chance) / (1 - CERTAIN)) ** DECISIVE
-    return FrameTargets(fell / (fell + not_fell), of_all(heard.velocity), of_all(heard.grace), heard.density)
+    onset = jnp.where(is_peak, jnp.minimum(mass, 1), 0)
+    return FrameTargets(onset, of_all(heard.velocity), of_all(heard.grace), heard.density)
 
 
 def latest_strokes(onset: jax.Array, values: jax.Array, nothing: jax.Array) -> jax.Array:

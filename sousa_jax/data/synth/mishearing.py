@@ -15,15 +15,16 @@ import numpy as np
 
 from sousa_jax.data.frame_targets import DENSEST_PER_S, DENSITY_WINDOW_S, FrameTargets
 from sousa_jax.errors import InputError
+from sousa_jax.models.heads import gather
 
 BANDS = 8  # of velocity, and of salience
 SALIENCE_DB = (-4.0, 0.0, 3.0, 6.0, 9.0, 12.0, 16.0)  # edges of its bands
 RING_S, FLOOR_DB = 0.06, -30.0  # of `salience_db`
-BEND_SD = 0.2  # of the logarithm of the exponent by which a drum bends velocities
+BEND_SD = 0.1  # of the logarithm of the exponent by which a drum bends velocities
 ONSETS_OF_DENSITY = DENSITY_WINDOW_S * DENSEST_PER_S
 QUANTILES = 9
 REACH = 2  # frames to either side that belong to a stroke
-ALIKE = 0.1  # how much of a stroke's luck is that of its whole clip: a drum that is hard to hear is so all along
+ALIKE = 0.5  # how much of a stroke's luck is that of its whole clip: a drum that is hard to hear is so all along
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +35,11 @@ class HearingErrors:
       certainty: for each of `BANDS` bands of `salience_db`, from masked to free, `QUANTILES` quantiles of the onset's
         probability summed over `2 · REACH + 1` frames around a stroke.
       place: share of that sum in each of these frames, from the earliest.
-      velocity_bias, velocity_sd: by `BANDS` bands of velocity, from soft to loud, of the heard velocity, 0 … 1.
+      velocity_bias, velocity_sd: by `BANDS` bands of velocity, from soft to loud, of the heard velocity, 0 … 1; the
+        latter within a clip, for what all of its strokes share says little of a rhythm.
       grace: heard probability of grace of strokes that are none, and of those that are.
-      false_alarm_rate: by a frame without a stroke near, how often something is heard there.
-      false_alarm: quantiles of its probability.
+      false_alarm_rate: by a frame without a stroke near, how often a peak of something is heard there.
+      false_alarm: quantiles of its probability, of three frames together.
       density_sd: of the heard density.
     """
 
@@ -104,8 +106,12 @@ def measure(heard: FrameTargets, true: FrameTargets, per_second: float) -> Heari
     band = np.minimum((true.velocity[struck] * BANDS).astype(int), BANDS - 1)
     at = (np.arange(QUANTILES) + 0.5) / QUANTILES
     every = np.quantile(certainty, at)
-    off = (heard.velocity - true.velocity)[struck]
     heard_well = certainty > 0.5
+    all_off = np.where(struck, heard.velocity - true.velocity, 0)
+    counts = np.zeros_like(struck)
+    counts[struck] = heard_well
+    of_clip = (all_off * counts).sum(1) / np.maximum(1, counts.sum(1))
+    off, off_in_clip = all_off[struck], (all_off - of_clip[:, None])[struck]
 
     def of_band(b: int, values: np.ndarray, statistic, fallback: float) -> float:
         mine = values[(band == b) & heard_well]
@@ -114,7 +120,7 @@ def measure(heard: FrameTargets, true: FrameTargets, per_second: float) -> Heari
     alone = struck & (_around(true.onset).sum(-1) == 1)
     place = around[alone].sum(0) if alone.any() else around[struck].sum(0)
     far = _around(true.onset).sum(-1) == 0
-    faint = heard.onset[far]
+    faint = np.asarray(gather(FrameTargets(*map(jnp.asarray, heard))).onset)[far]
     alarms = faint[faint > FAINT]
     is_grace = true.grace[struck] > 0
     graces = heard.grace[struck]
@@ -125,7 +131,7 @@ def measure(heard: FrameTargets, true: FrameTargets, per_second: float) -> Heari
         ),
         place=tuple(place / place.sum()),
         velocity_bias=tuple(of_band(b, off, np.mean, 0.0) for b in range(BANDS)),
-        velocity_sd=tuple(of_band(b, off, np.std, float(off.std())) for b in range(BANDS)),
+        velocity_sd=tuple(of_band(b, off_in_clip, np.std, float(off_in_clip.std())) for b in range(BANDS)),
         grace=tuple(float(graces[g].mean()) if g.any() else float(v) for v, g in enumerate((~is_grace, is_grace))),
         false_alarm_rate=len(alarms) / max(1, far.sum()),
         false_alarm=tuple(np.quantile(alarms, at)) if len(alarms) else (FAINT,) * QUANTILES,

@@ -174,14 +174,14 @@ def test_the_same_key_hears_the_same_and_another_one_not():
 
 
 def test_each_clip_has_its_own_luck(misheard):
-    """A tenth of the variance of how well strokes are heard lies between clips: a drum that is hard to hear is so all
-    along. Means over a clip's thirty strokes then vary by 0.13 of it; of independent ones it would be 0.03."""
+    """Half of the variance of luck lies between clips: a drum that is hard to hear is so all along. Means over a clip's
+    thirty strokes then vary by about that much of all; of independent ones it would be 0.03."""
     true, heard = misheard
     struck = true.onset > 0
     expected = np.array(ERRORS.certainty).mean(1)[np.digitize(salience_db(true, RATE), SALIENCE_DB)]
     off = (np.minimum(_near(heard.onset), 1) - expected) * struck
     per_clip = off.sum(1) / struck.sum(1)
-    assert 0.07 * off[struck].var() < per_clip.var() < 0.3 * off[struck].var()
+    assert 0.35 * off[struck].var() < per_clip.var() < 0.6 * off[struck].var()
 
 
 def test_velocities_of_a_clip_are_bent_by_one_curve():
@@ -196,7 +196,7 @@ def test_velocities_of_a_clip_are_bent_by_one_curve():
         exponents.append(np.log(said[keep]) / np.log(loud[keep]))
         np.testing.assert_allclose(exponents[-1], exponents[-1][0], rtol=1e-3)
     firsts = [e[0] for e in exponents]
-    assert 0.1 < np.std(np.log(firsts)) < 0.3
+    assert 0.05 < np.std(np.log(firsts)) < 0.15
 
 
 # ----------------------------------------------------------------------------------------------------- kept and refused
