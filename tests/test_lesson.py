@@ -1,4 +1,5 @@
-"""A lesson finds the tempo that was played and how far each stroke was off, whatever the ear missed or made up."""
+"""A lesson, and the alignment below it: they find the tempo that was played and how far each stroke was off, whatever
+the ear missed or made up."""
 
 import numpy as np
 import pandas as pd
@@ -6,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sousa_jax.alignment import FEWEST, pattern_of
 from sousa_jax.data.synth.written import DIALECTS
 from sousa_jax.errors import InputError
 from sousa_jax.hearing import HeardStrokes
-from sousa_jax.lesson import COLUMNS, EXTRA, FEWEST, MISSED, PLAYED, pattern_of, teach
+from sousa_jax.lesson import COLUMNS, EXTRA, MISSED, PLAYED, teach
 from sousa_jax.rudiments import SLUGS, by_slug
 
 GRACE_LEAD_S = 0.028

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sousa_jax.alignment import pattern_of
 from sousa_jax.data.sousa import stream_clips
 from sousa_jax.hearing import HeardStrokes
-from sousa_jax.lesson import MISSED, PLAYED, Lesson, pattern_of, teach
+from sousa_jax.lesson import MISSED, PLAYED, Lesson, teach
 from sousa_jax.rudiments import by_slug
 
 TIERS = ["beginner", "intermediate", "advanced", "professional"]

@@ -9,10 +9,11 @@ import pytest
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 
+from sousa_jax.alignment import pattern_of
 from sousa_jax.data.strokes import ClipStrokes
 from sousa_jax.frontends import FrontendSpec
 from sousa_jax.hearing import HeardStrokes
-from sousa_jax.lesson import EXTRA, MISSED, PLAYED, Lesson, pattern_of, summarize, teach
+from sousa_jax.lesson import EXTRA, MISSED, PLAYED, Lesson, summarize, teach
 from sousa_jax.rudiments import by_slug
 from sousa_jax.strokes import without_pattern
 from sousa_jax.strokes_picture import DPI, HANDS, HEARD, OFF_MS, TRUE, WRONG, draw, title

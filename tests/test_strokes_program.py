@@ -18,12 +18,13 @@ from small_sousa import rows, write_hub, write_strokes
 
 from configs import strokes as configs
 from sousa_jax import checkpoint, lesson, models, start, strokes, strokes_picture
+from sousa_jax.alignment import pattern_of
 from sousa_jax.data.clips import window_starts
 from sousa_jax.data.frame_targets import FrameTargets, place_on_frames
 from sousa_jax.errors import InputError
 from sousa_jax.frontends import FrontendSpec
 from sousa_jax.hearing import HeardStrokes, pick
-from sousa_jax.lesson import Lesson, Summary, pattern_of, teach
+from sousa_jax.lesson import Lesson, Summary, teach
 from sousa_jax.rudiments import CLASS_IDS, RUDIMENTS, by_slug
 from sousa_jax.step import Heard, make_eval_step
 from sousa_jax.strokes import BATCH, hear, likeliest, read_audio, sentences, sousa_clip, table_lines, without_pattern
