@@ -297,11 +297,14 @@ def _check_writable(path: pathlib.Path | None, ending: str) -> None:
 
 @contextlib.contextmanager
 def _finished(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary name beside `path`, which it takes once the block has ended well; else nothing is left."""
+    """A temporary name beside `path`, which it takes once the block has ended well; else nothing is left. `InputError`
+    where the disk refuses."""
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
         yield unfinished
         os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 Not `test_strokes.py`: `data/test_strokes.py`, of SOUSA's table of strokes, has that name.
 """
 
+import errno
 import functools
 import io
 import pathlib
@@ -464,16 +465,20 @@ def test_silence_is_said_to_be_silent(model, tmp_path, capsys, n):
     assert is_picture(plot)
 
 
-def test_a_file_that_cannot_be_finished_leaves_the_old_one(perfect_ear, model, recording, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_finished_leaves_the_old_one(
+    perfect_ear, model, recording, tmp_path, monkeypatch, capsys
+):
     def half(table, path, **options):
         path.write_text("time_s,wri")
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     csv = tmp_path / "out.csv"
     csv.write_text("of last week")
     monkeypatch.setattr(pd.DataFrame, "to_csv", half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(SystemExit) as stopped:
         strokes.main([str(recording), f"--workdir={model}", f"--csv={csv}"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: cannot write {csv}: No space left on device"
     assert csv.read_text() == "of last week"
     assert left(tmp_path) == ["out.csv"]
 
