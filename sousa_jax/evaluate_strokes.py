@@ -143,9 +143,11 @@ def hear_split(model: checkpoint.Model, clips: Any, bad: BadClips) -> HeardSplit
     return HeardSplit(pd.concat(rows, ignore_index=True), heard, fell, np.array(used), np.stack(names))
 
 
-def joined(streams: list[FrameTargets]) -> FrameTargets:
-    """The streams of all clips one after another: `(T,)` each to `(1, ΣT)`."""
-    return FrameTargets(*(np.concatenate(parts)[None] for parts in zip(*streams, strict=True)))
+def padded(streams: list[FrameTargets], n_frames: int) -> FrameTargets:
+    """The streams of all clips one below another, silence behind: `(T,)` each to `(clips, n_frames)`."""
+    return FrameTargets(
+        *(np.stack([np.pad(x, (0, n_frames - len(x))) for x in parts]) for parts in zip(*streams, strict=True))
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -183,7 +185,9 @@ def run(args: argparse.Namespace) -> None:
         os.replace(unfinished, out / file)
     print(f"written to {out}")
     if args.errors:
-        errors = measure(joined(heard.heard), joined(heard.fell), model.config.strokes_per_second)
+        lengths = np.array([len(stream.onset) for stream in heard.fell])
+        streams = (padded(part, lengths.max()) for part in (heard.heard, heard.fell))
+        errors = measure(*streams, model.config.strokes_per_second, lengths)
         checkpoint.write_json(args.errors, dataclasses.asdict(errors))
         print(f"hearing errors written to {args.errors}")
     if bad.report():

@@ -88,9 +88,14 @@ def _salience_band(true: FrameTargets, per_second: float) -> jax.Array:
     return jnp.sum(salience_db(true, per_second)[..., None] >= jnp.asarray(SALIENCE_DB), -1)
 
 
-def measure(heard: FrameTargets, true: FrameTargets, per_second: float) -> HearingErrors:
-    """The errors of an ear: `heard` are its probabilities, `true` what fell; NumPy, `(clips, T)` each, `per_second`
-    frames a second.
+def measure(
+    heard: FrameTargets, true: FrameTargets, per_second: float, lengths: np.ndarray | None = None
+) -> HearingErrors:
+    """The errors of an ear.
+
+    Args:
+      heard, true: its probabilities, and what fell; NumPy, `(clips, T)` each, `per_second` frames a second.
+      lengths: `(clips,)`, frames of each clip, behind which there is only silence; by default T.
 
     Raises:
       InputError: no stroke fell.
@@ -101,6 +106,8 @@ def measure(heard: FrameTargets, true: FrameTargets, per_second: float) -> Heari
     salience = np.asarray(_salience_band(true, per_second))
     around = _around(heard.onset)  # (clips, T, frames)
     struck = true.onset > 0
+    n_frames = struck.shape[1]
+    inside = np.arange(n_frames) < (np.full(len(struck), n_frames) if lengths is None else lengths)[:, None]
     # Where strokes are close, what lies between them belongs to both; the sum is cut at one.
     certainty = np.minimum(around.sum(-1), 1)[struck]
     band = np.minimum((true.velocity[struck] * BANDS).astype(int), BANDS - 1)
@@ -119,7 +126,7 @@ def measure(heard: FrameTargets, true: FrameTargets, per_second: float) -> Heari
 
     alone = struck & (_around(true.onset).sum(-1) == 1)
     place = around[alone].sum(0) if alone.any() else around[struck].sum(0)
-    far = _around(true.onset).sum(-1) == 0
+    far = (_around(true.onset).sum(-1) == 0) & inside
     faint = np.asarray(gather(FrameTargets(*map(jnp.asarray, heard))).onset)[far]
     alarms = faint[faint > FAINT]
     is_grace = true.grace[struck] > 0
@@ -135,7 +142,7 @@ def measure(heard: FrameTargets, true: FrameTargets, per_second: float) -> Heari
         grace=tuple(float(graces[g].mean()) if g.any() else float(v) for v, g in enumerate((~is_grace, is_grace))),
         false_alarm_rate=len(alarms) / max(1, far.sum()),
         false_alarm=tuple(np.quantile(alarms, at)) if len(alarms) else (FAINT,) * QUANTILES,
-        density_sd=float((heard.density - true.density).std()),
+        density_sd=float((heard.density - true.density)[inside].std()),
     )
 
 

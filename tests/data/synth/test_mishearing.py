@@ -173,6 +173,28 @@ def test_the_same_key_hears_the_same_and_another_one_not():
         assert not np.array_equal(a, c)
 
 
+def test_what_a_clip_s_strokes_share_is_no_blur():
+    """A drum that is heard half as loud as it was struck, all along: a bias, hardly a spread."""
+    true = performances(60)
+    loudness = np.random.default_rng(0).uniform(0.6, 1, (60, 1)).astype(np.float32)
+    level = true._replace(velocity=0.5 * true.onset)
+    heard = level._replace(velocity=level.velocity * loudness)
+    found = measure(heard, level, RATE)
+    assert found.velocity_sd[4] < 1e-6
+    assert found.velocity_bias[4] == pytest.approx(-0.1, abs=0.02)
+
+
+def test_an_alarm_spread_over_frames_is_one():
+    """0.2 beside 0.1 is one of 0.3."""
+    onset = np.zeros((1, 400), np.float32)
+    onset[0, [100, 101, 300]] = 0.2, 0.1, 0.3
+    silent = FrameTargets(*np.zeros((4, 1, 400), np.float32))
+    fell = silent._replace(onset=np.eye(1, 400, 200, dtype=np.float32))
+    found = measure(silent._replace(onset=onset + fell.onset), fell, RATE)
+    np.testing.assert_allclose(found.false_alarm, 0.3, atol=1e-6)
+    assert found.false_alarm_rate == pytest.approx(2 / (400 - 2 * REACH - 1))
+
+
 def test_each_clip_has_its_own_luck(misheard):
     """Half of the variance of luck lies between clips: a drum that is hard to hear is so all along. Means over a clip's
     thirty strokes then vary by about that much of all; of independent ones it would be 0.03."""
@@ -232,6 +254,18 @@ def test_without_strokes_nothing_is_measured():
     silence = FrameTargets(*np.zeros((4, 2, N_FRAMES), np.float32))
     with pytest.raises(InputError, match=r"cannot be measured where no stroke falls"):
         measure(silence, silence, RATE)
+
+
+def test_silence_behind_a_clip_changes_nothing(misheard):
+    """Clips of several lengths are padded to one: no frame of that is a chance for a false alarm."""
+    true, heard = misheard
+    n = N_FRAMES // 2
+    some = [FrameTargets(*(x[:50, :n] for x in stream)) for stream in (heard, true)]
+    more = [FrameTargets(*(np.pad(x, ((0, 0), (0, 70))) for x in stream)) for stream in some]
+    expected, found = measure(*some, RATE), measure(*more, RATE, np.full(50, n))
+    for name, value in dataclasses.asdict(expected).items():
+        np.testing.assert_allclose(getattr(found, name), value, atol=1e-9, err_msg=name)
+    assert measure(*more, RATE).false_alarm_rate < 0.9 * expected.false_alarm_rate
 
 
 def test_a_few_strokes_are_enough_to_measure():
