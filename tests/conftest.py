@@ -6,10 +6,6 @@ import pathlib
 
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# librosa keeps what numba compiles beside its own source. Two workers that make the same file at once can crash there.
-os.environ.setdefault(
-    "NUMBA_CACHE_DIR", os.path.abspath(f".pytest_cache/numba/{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
-)
 
 import jax
 import pytest

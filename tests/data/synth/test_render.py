@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import librosa
 import numpy as np
 import pytest
 import soxr
+from onsets import onset_times
 
 from sousa_jax.data.synth.presets import NATURAL, PRESET_NAMES, SOUSA
 from sousa_jax.data.synth.render import render, render_batch
@@ -174,8 +174,7 @@ def test_onsets_are_where_the_strokes_are():
     waves = clips([strokes_at(row, np.full(10, 100)) for row in time_s])
     right = found = wanted = 0
     for wave, row in zip(waves, time_s, strict=True):
-        strength = librosa.onset.onset_strength(y=wave, sr=RATE, n_fft=512, hop_length=80)
-        onsets = librosa.onset.onset_detect(onset_envelope=strength, sr=RATE, hop_length=80, units="time")
+        onsets = onset_times(wave, RATE, 80, delta=0.07, wait_s=0.03)
         near = np.abs(onsets[:, None] - row) < 0.02
         right, found, wanted = right + near.any(axis=0).sum(), found + near.any(axis=1).sum(), wanted + len(onsets)
     assert right / time_s.size >= 0.95

@@ -4,9 +4,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import librosa
 import numpy as np
 import pytest
+from onsets import onset_times
 
 from sousa_jax.data.synth.players import TIERS, draw_player
 from sousa_jax.data.synth.presets import PRESET_NAMES
@@ -46,10 +46,7 @@ def test_onsets_are_where_the_strokes_are(dialect, capsys):
         time_s = p.strokes.time_s[i] - p.start_s[i]
         inside = p.strokes.valid[i] & (time_s >= 0) & (time_s < WINDOW_S - 0.05)
         # Compared over two frames, 8 ms, and with the band above: ringing modes do not count as new strokes.
-        rise = librosa.onset.onset_strength(y=wave, sr=RATE, hop_length=64, n_fft=512, lag=2, max_size=3)
-        heard_s = librosa.onset.onset_detect(
-            onset_envelope=rise, sr=RATE, hop_length=64, units="time", delta=0.04, wait=3
-        )
+        heard_s = onset_times(wave, RATE, 64, delta=0.04, wait_s=0.016, lag=2, max_size=3)
         distance_s = np.abs(time_s[inside][:, None] - heard_s[None])
         main = ~p.strokes.is_grace[i][inside]
         recall = (distance_s[main].min(1) < TOLERANCE_S).mean()
