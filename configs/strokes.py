@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 SMALL_EPOCHS = {"hearing": 26, "rhythm": 12, "joint": 25}
-LEARNING_RATES = {"hearing": 2e-3, "rhythm": 2e-3, "joint": 1e-3}
+LEARNING_RATES = {"hearing": 2e-3, "rhythm": 2e-3, "joint": 3e-4}
 
 
 def get_config(preset: str = "") -> ConfigDict:

@@ -10,7 +10,8 @@ evaluation alone:
     python -m sousa_jax.main --config=configs/strokes_rhythm.py:small --config.data.path=sousa_mini --workdir=STRUCK
     python -m sousa_jax.evaluate_strokes --workdir=HEARING --split=validation --errors=errors.json
     python -m sousa_jax.main --config=configs/strokes_rhythm.py:small --config.data.path=sousa_mini \\
-        --config.init_from=STRUCK --config.strokes.errors=errors.json --config.train.learning_rate=1e-3 --workdir=RHYTHM
+        --config.init_from=STRUCK --config.strokes.errors=errors.json --config.train.learning_rate=1e-3 \\
+        --config.train.epochs=6 --workdir=RHYTHM
 """
 
 from ml_collections import ConfigDict
