@@ -172,8 +172,10 @@ def _followed(heard: HeardStrokes, pattern: Pattern, marks: np.ndarray, part: sl
             some = _cut(heard, window)
             if len(some.time_s) >= FEWEST and np.ptp(some.time_s) > 0:
                 fit = _pair(some, pattern, marks[window], time_of, n_rounds=3)
-                fits.append((fit, some.time_s))
-                time_of = fit.time_of
+                at = fit.beat[fit.of_written[fit.firm]]
+                if len(at) and _change(fit.time_of, of_part.time_of, at) < LARGEST_DRIFT:  # else what follows is noise
+                    fits.append((fit, some.time_s))
+                    time_of = fit.time_of
     beat = np.concatenate([fit.beat[fit.of_written[fit.firm]] for fit, _ in fits])
     time_s = np.concatenate([time_s[fit.of_heard[fit.firm]] for fit, time_s in fits])
     if len(np.unique(beat)) < 3:

@@ -261,3 +261,10 @@ def test_a_few_strokes_with_minutes_of_silence_around_them(middle):
     times = np.r_[-180, -90, middle, 100, 200]
     lesson = teach(_strokes(times), by_slug("swiss_army_triplet"), "notated")
     assert lesson.table["time_s"].notna().sum() == len(times)
+
+
+def test_minutes_of_noise_do_not_lead_the_tempo_astray():
+    """Each window may change it by a fifth; from window to window it would soon be anything."""
+    times = np.sort(np.random.default_rng(0).uniform(0, 120, 700))
+    for slug in ("swiss_army_triplet", "single_stroke_roll"):
+        assert 20 < teach(_strokes(times), by_slug(slug), "notated").tempo_bpm < 480
