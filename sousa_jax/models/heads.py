@@ -2,9 +2,9 @@
 
 features → backbone → frames → `StrokeHead` → stream of strokes → `RhythmHead` → 40 logits
 
-The stream is soft: nothing is rounded inside the network, so that the loss of the name reaches the ear. Both
-heads are convolutions, linear layers, norms and means, which Core ML has, and one recurrence, `latest_strokes`, that
-log2(T) shifts compute as well (a test shows it).
+The stream is soft: nothing is rounded inside the network, so that the loss of the name reaches the ear. Both heads are
+convolutions, linear layers, norms and means, with the comparisons, shifts and powers of `condense`, all of which Core
+ML has, and one recurrence, `latest_strokes`, that log2(T) shifts compute as well (a test shows it).
 """
 
 import math
