@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sousa_jax import alignment
 from sousa_jax.alignment import FEWEST, pattern_of
 from sousa_jax.data.synth.written import DIALECTS
 from sousa_jax.errors import InputError
@@ -263,8 +264,20 @@ def test_a_few_strokes_with_minutes_of_silence_around_them(middle):
     assert lesson.table["time_s"].notna().sum() == len(times)
 
 
-def test_minutes_of_noise_do_not_lead_the_tempo_astray():
-    """Each window may change it by a fifth; from window to window it would soon be anything."""
-    times = np.sort(np.random.default_rng(0).uniform(0, 120, 700))
-    for slug in ("swiss_army_triplet", "single_stroke_roll"):
-        assert 20 < teach(_strokes(times), by_slug(slug), "notated").tempo_bpm < 480
+def test_a_tempo_that_runs_away_is_not_followed(monkeypatch):
+    """Were each window fitted a fifth faster than the one before, after a minute the pattern would be a million times
+    too fast: no window begins from a tempo that is far from that of the busiest part."""
+    pair, begun = alignment._pair, []
+
+    def hastening(heard, pattern, marks, time_of, n_rounds, **options):
+        fit = pair(heard, pattern, marks, time_of, n_rounds, **options)
+        if n_rounds != 3:  # no window
+            return fit
+        begun.append(alignment._beat_s(time_of))
+        return fit._replace(time_of=np.poly1d([0.8 * begun[-1], time_of(0.0)]))
+
+    monkeypatch.setattr(alignment, "_pair", hastening)
+    heard, _ = play("single_paradiddle", "sousa", 100, rng=np.random.default_rng(0), seconds=60)
+    teach(heard, by_slug("single_paradiddle"), "sousa")
+    assert len(begun) > 40
+    assert 0.6 * np.exp(-alignment.LARGEST_DRIFT) < min(begun) < 0.6
