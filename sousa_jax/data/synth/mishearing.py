@@ -114,11 +114,11 @@ def measure(
     at = (np.arange(QUANTILES) + 0.5) / QUANTILES
     every = np.quantile(certainty, at)
     heard_well = certainty > 0.5
-    all_off = np.where(struck, heard.velocity - true.velocity, 0)
-    counts = np.zeros_like(struck)
-    counts[struck] = heard_well
-    of_clip = (all_off * counts).sum(1) / np.maximum(1, counts.sum(1))
-    off, off_in_clip = all_off[struck], (all_off - of_clip[:, None])[struck]
+    off_where_well = np.ma.array(heard.velocity - true.velocity, mask=True)
+    off_where_well.mask[struck] = ~heard_well
+    of_clip = off_where_well.mean(1).filled(0)  # what a clip's strokes share
+    off = off_where_well.data[struck]
+    off_in_clip = (off_where_well.data - of_clip[:, None])[struck]
 
     def of_band(b: int, values: np.ndarray, statistic, fallback: float) -> float:
         mine = values[(band == b) & heard_well]
