@@ -6,23 +6,26 @@ Re-evaluates any finished run on any data:
 """
 
 import argparse
+import functools
 import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
 
-from sousa_jax import checkpoint, hearing, metrics, models
+from sousa_jax import checkpoint, hearing, metrics, models, shortcuts, significance
 from sousa_jax.data import open_split
 from sousa_jax.data.frame_targets import FrameTargets
 from sousa_jax.data.pipeline import BadClips, eval_batches
 from sousa_jax.devices import Layout, is_main
 from sousa_jax.errors import InputError, one_line_errors
 from sousa_jax.frontends import FrontendSpec
+from sousa_jax.predictions import SHORTCUTS, Answers
 from sousa_jax.rudiments import NUM_CLASSES
 from sousa_jax.step import make_eval_step
 
@@ -31,12 +34,14 @@ class Predictions(NamedTuple):
     """Logits of the usable clips of a split, in its order.
 
     clip: `(n,)` rows of the split's table. first, mean: `(n, NUM_CLASSES)` logits of the clip's first
-    window, and log-probabilities averaged over its windows.
+    window, and log-probabilities averaged over its windows. loudness_db: `(n,)` RMS of its first window, dB of full
+    scale, NaN where strokes were read instead of sound.
     """
 
     clip: np.ndarray
     first: np.ndarray
     mean: np.ndarray
+    loudness_db: np.ndarray
 
 
 def predict(
@@ -53,13 +58,13 @@ def predict(
     layout: Layout | None = None,
     strokes_per_second: int = 0,
 ) -> Predictions:
-    """Hears every clip once; padding rows are never counted. `windows` is `first` or `all`. With `strokes_per_second`
-    above 0 `eval_step` reads the strokes that fell, not the sound.
+    """Hears every clip once; padding rows are never counted. `windows` is as of `eval_batches`. With
+    `strokes_per_second` above 0 `eval_step` reads the strokes that fell, not the sound.
 
     Several processes share the clips, and each gets all predictions. `params` and `stats` lie as `layout` says.
     """
     layout = layout or Layout()
-    rows, logits = [], []
+    rows, logits, loudness = [], [], []
     batches = eval_batches(
         clips,
         batch_size=batch_size,
@@ -76,15 +81,23 @@ def predict(
     for batch in batches:
         shared = layout.batch({name: batch[name] for name in (read, "clip", "mask")})
         out = eval_step(params, stats, {read: shared[read]}).logits
-        out, clip, mask = layout.gather((out, shared["clip"], shared["mask"]))
+        rms_db = jnp.full(len(out), jnp.nan) if strokes_per_second else _loudness_db(shared["waveform"])
+        out, clip, mask, rms_db = layout.gather((out, shared["clip"], shared["mask"], rms_db))
         rows.append(clip[mask])
         logits.append(out[mask])
-    rows, logits = np.concatenate(rows), np.concatenate(logits)
+        loudness.append(rms_db[mask])
+    rows, logits, loudness = (np.concatenate(parts) for parts in (rows, logits, loudness))
     clip, first, window_of = np.unique(rows, return_index=True, return_inverse=True)
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     mean = np.zeros((len(clip), logits.shape[1]), np.float32)
     np.add.at(mean, window_of, log_probs)
-    return Predictions(clip, logits[first], mean / np.bincount(window_of)[:, None])
+    return Predictions(clip, logits[first], mean / np.bincount(window_of)[:, None], loudness[first])
+
+
+@jax.jit
+def _loudness_db(waveform: jax.Array) -> jax.Array:
+    """RMS of each row of `(B, n_samples)`, dB of full scale, at least -120."""
+    return 10 * jnp.log10(jnp.maximum(jnp.square(waveform).mean(1), 1e-12))
 
 
 def hear_strokes(
@@ -119,16 +132,26 @@ def hear_strokes(
     return {"stroke_f1": total.f1, "precision": total.hits / max(1, total.heard), "recall": total.hits / total.true}
 
 
-def summarize(clips: Any, predictions: Predictions, train_table: pd.DataFrame | None) -> dict[str, Any]:
-    """The content of `test_metrics.json`: scores over all windows, those of the first window alone, and what
-    duration alone would give (None without a table of training clips to learn it from)."""
-    table = clips.table.iloc[predictions.clip]
-    labels = table["label"].to_numpy()
-    baseline = metrics.duration_only(train_table, table) if train_table is not None else None
+def summarize(answers: Answers, clips: Any) -> dict[str, Any]:
+    """The content of `test_metrics.json`: scores over all windows and of the first window alone, how sure they are and
+    how far the confidence is to be trusted, which families are confused, and what shortcuts would give (None where it
+    is not known)."""
+    labels, named, logits = answers.labels, answers.named(), answers.logits
+    found = {name: answers.shortcut(name) for name in SHORTCUTS}
+    padded = logits.get("first window, padded")
+    interval = significance.by_player(answers.players, labels, answers.correct())
     return {
-        **metrics.scores(labels, predictions.mean),
-        "first_window": metrics.scores(labels, predictions.first),
-        "duration_only_balanced_accuracy": baseline,
+        **metrics.scores(labels, logits["all windows"]),
+        "interval": [None if np.isnan(end) else end for end in interval[1:]],
+        "n_players": len(set(answers.players)),
+        "first_window": metrics.scores(labels, logits["first window"]),
+        "padded_first_window": None if padded is None else metrics.scores(labels, padded),
+        "calibration_error": metrics.calibration(labels, logits["all windows"]).error,
+        "errors": metrics.error_split(labels, named),
+        "family_confusion": metrics.family_confusion(labels, named).tolist(),
+        "shortcuts": {
+            name: None if label is None else metrics.balanced_accuracy(labels, label) for name, label in found.items()
+        },
         "chance": 1 / NUM_CLASSES,
         "split": clips.split,
         "data_fingerprint": clips.fingerprint,
@@ -137,12 +160,17 @@ def summarize(clips: Any, predictions: Predictions, train_table: pd.DataFrame | 
 
 def report_line(summary: dict[str, Any]) -> str:
     """One line for people."""
-    baseline = summary["duration_only_balanced_accuracy"]
+    low, high = summary["interval"]
+    interval = "" if low is None else f" ({low:.3f} … {high:.3f} by player)"
+    shortcuts_told = ", ".join(
+        f"{name} alone {'not known' if score is None else f'{score:.3f}'}"
+        for name, score in summary["shortcuts"].items()
+    )
     return (
-        f"{summary['split']}: balanced accuracy {summary['balanced_accuracy']:.3f} over all windows, "
+        f"{summary['split']}: balanced accuracy {summary['balanced_accuracy']:.3f}{interval} over all windows, "
         f"{summary['first_window']['balanced_accuracy']:.3f} on the first; top-5 {summary['top5']:.3f}, "
         f"macro F1 {summary['macro_f1']:.3f}, {summary['n_clips']} clips; "
-        f"duration alone {'not known' if baseline is None else f'{baseline:.3f}'}, chance {summary['chance']:.3f}"
+        f"{shortcuts_told}, chance {summary['chance']:.3f}"
     )
 
 
@@ -161,9 +189,9 @@ def evaluate_split(
     clips = open_split(config.data, split, seed=config.seed, sample_rate=spec.sample_rate)
     bad = BadClips(clips, config.data.max_bad_fraction)
     from_strokes = config.get("strokes", {}).get("stage") == "rhythm"
-    eval_step = make_eval_step(model.name, model.config, config.train.compute_dtype, from_strokes=from_strokes)
-    predictions = predict(
-        eval_step,
+    hear = functools.partial(
+        predict,
+        make_eval_step(model.name, model.config, config.train.compute_dtype, from_strokes=from_strokes),
         params,
         stats,
         clips,
@@ -174,11 +202,18 @@ def evaluate_split(
         layout=layout,
         strokes_per_second=model.config.strokes_per_second if from_strokes else 0,
     )
-    summary = summarize(clips, predictions, train_table)
+    predicted = hear()
+    logits = {"all windows": predicted.mean, "first window": predicted.first}
+    table = clips.table.iloc[predicted.clip]
+    if not from_strokes:
+        logits["first window, padded"] = hear(windows="padded").first
+        table = table.assign(loudness_db=predicted.loudness_db)
+    found = shortcuts.answers(train_table, table)
+    answers = Answers(table.assign(**{f"by_{name}": labels for name, labels in found.items()}), logits)
+    summary = summarize(answers, clips)
     summary |= {"read": "strokes" if from_strokes else "sound", "bad_clips": bad.reasons}
     if is_main():
-        table = clips.table.iloc[predictions.clip]
-        metrics.write_results(out, summary, table, predictions.mean, predictions.first)
+        metrics.write_results(out, summary, answers, spec.window_s)
     return summary
 
 

@@ -246,7 +246,7 @@ def _about_training(record: dict[str, Any]) -> str:
 
 
 def _results_table(summary: dict[str, Any]) -> str:
-    first, baseline = summary["first_window"], summary["duration_only_balanced_accuracy"]
+    first, baseline = summary["first_window"], summary["shortcuts"]["duration"]
     rows = (
         ("**balanced accuracy, all windows**", f"**{summary['balanced_accuracy']:.3f}**"),
         ("balanced accuracy, first window", f"{first['balanced_accuracy']:.3f}"),

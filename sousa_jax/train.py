@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sousa_jax import checkpoint, lora, metrics, models, record, start, strategies
+from sousa_jax import checkpoint, cost, lora, metrics, models, record, start, strategies
 from sousa_jax.data import open_split, rows_from_clips, train_batches
 from sousa_jax.data.frame_targets import FrameTargets, count_frames
 from sousa_jax.data.pipeline import BadClips
@@ -87,10 +87,12 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         logger.info("%d training clips, %d steps an epoch", n_per_epoch, steps_per_epoch)
 
         # -------------------------------------------------------------------------------------------------- resume
-        progress = {"position": None, "best": None, "best_step": 0, "stale_epochs": 0, "finished": False}
+        progress = {
+            "position": None, "best": None, "best_step": 0, "stale_epochs": 0, "finished": False, "seconds": 0.0
+        }  # fmt: skip
         restored = checkpoints.restore_last(state)
         if restored is not None:
-            state, progress = restored
+            state, progress = restored[0], progress | restored[1]
             logger.info("resumed at step %d of %d", state.step, total_steps)
         step = int(state.step)
 
@@ -106,7 +108,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         bar = Progress(total_steps, step, config.train.batch_size, flops_per_step=flops, peak_flops=peak)
         stack.callback(bar.close)
         numbers = _Numbers(workdir, batches)
-        started = time.perf_counter()
+        started = time.perf_counter() - progress["seconds"]
         while step < total_steps and not progress["finished"]:
             batch, position = next(batches)
             arrays = layout.batch({name: batch[name] for name in _inputs(stage)})
@@ -145,6 +147,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
             stopping = stop.agreed(step, config.train.log_every_steps)
             if stopping or step % config.train.checkpoint_every_steps == 0 or step % steps_per_epoch == 0:
                 numbers.read()  # a state that follows from numbers that are not finite is never saved
+                progress["seconds"] = time.perf_counter() - started
                 checkpoints.save_last(step, state, progress)
             if stopping:
                 checkpoints.wait()
@@ -164,6 +167,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         model = checkpoint.Model(config.model.name, model_config, best_params, best["stats"], {})
         results = workdir / record.RESULTS
         summary = evaluate_split(model, config, "test", results, known_table(train_clips), layout)
+        if is_main():
+            _write_cost(results, model, config, trained, step, progress["seconds"])
         log.scalars(step, {"test/balanced_accuracy": summary["balanced_accuracy"]})
         log.checkpoint(checkpoints.best_folder(), f"{config.model.name}_{config.strategy}", {"step": step, **progress})
         logger.info("best validation score at step %d; %s", progress["best_step"], report_line(summary))
@@ -183,6 +188,29 @@ def _counts(trained: models.Arrays, frozen: models.Arrays) -> str:
     return (
         f"{n_frozen:,} parameters frozen; trained are {n_adapters:,} in adapters ({share:.2%}) "
         f"and {n_trained - n_adapters:,} in the head"
+    )
+
+
+def _write_cost(
+    results: pathlib.Path,
+    model: checkpoint.Model,
+    config: ConfigDict,
+    trained: models.Arrays,
+    step: int,
+    seconds: float,
+) -> None:
+    eval_step = make_eval_step(model.name, model.config, config.train.compute_dtype)
+    cost.write(
+        results,
+        parameters=sum(p.size for p in model.params.values()),
+        trained_parameters=sum(p.size for p in trained.values()),
+        multiply_adds=cost.multiply_adds(eval_step, model.params, model.stats, model.config.frontend),
+        window_s=model.config.frontend.window_s,
+        training_steps=step,
+        training_minutes=seconds / 60,
+        training_clips_per_second=step * config.train.batch_size / seconds if seconds else math.nan,
+        device=jax.devices()[0].device_kind,
+        devices=jax.device_count(),
     )
 
 

@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import shutil
 
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -48,3 +49,14 @@ def sousa_mini() -> pathlib.Path:
 def sousa_formats() -> pathlib.Path:
     """Nine clips in the Hub's exact layout (`hub/`) and in the generator's local one (`local/`)."""
     return _shared("sousa_hub_format")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a browser; where none is installed the tests that need it are skipped, in CI they must run."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("chromium is missing, and in CI it must be there (apt-get install chromium)")
+        pytest.skip("needs chromium (apt-get install chromium)")
+    return path

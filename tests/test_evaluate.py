@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sousa_jax import shortcuts
 from sousa_jax.data.clips import METADATA_COLUMNS, BadClip
 from sousa_jax.data.pipeline import BadClips
 from sousa_jax.evaluate import predict, report_line, summarize
 from sousa_jax.frontends import FrontendSpec
+from sousa_jax.predictions import Answers
 from sousa_jax.rudiments import SLUGS
 from sousa_jax.step import Heard
 
@@ -77,12 +79,42 @@ def test_bad_clips_are_left_out_and_named():
     assert set(bad.reasons) == {"sample_id3", "sample_id11"}
 
 
-def test_summary_says_what_duration_alone_gives():
+def test_loudness_is_that_of_the_first_window():
+    clips = TellingClips(40)
+    predictions, _ = _predict(clips)
+    np.testing.assert_allclose(predictions.loudness_db, 20 * np.log10((clips.table["label"] + 1) / 100), atol=1e-3)
+
+
+def _answers(clips, train_table):
+    predictions, _ = _predict(clips)
+    table = clips.table.assign(loudness_db=predictions.loudness_db, profile_id=np.arange(len(clips)) % 8)
+    found = shortcuts.answers(train_table, table)
+    logits = {"all windows": predictions.first, "first window": predictions.first}
+    return Answers(table.assign(**{f"by_{name}": labels for name, labels in found.items()}), logits)
+
+
+def test_summary_says_how_sure_it_is_and_what_shortcuts_give():
     clips = TellingClips(80)
-    predictions, _ = _predict(clips, windows="first")
-    summary = summarize(clips, predictions, clips.table)
+    summary = summarize(_answers(clips, clips.table), clips)
     assert summary["balanced_accuracy"] == 1.0
-    assert 0 < summary["duration_only_balanced_accuracy"] < 1
-    assert "duration alone 0." in report_line(summary)
+    assert summary["interval"] == [1.0, 1.0]
+    assert summary["n_players"] == 8
+    assert summary["errors"] == {"within_family": 0, "between_families": 0}
+    assert np.array(summary["family_confusion"]).sum() == 80
+    assert 0 < summary["shortcuts"]["duration"] < 1
+    assert summary["padded_first_window"] is None
+    line = report_line(summary)
+    assert "1.000 (1.000 … 1.000 by player)" in line
+    assert "duration alone 0." in line
     json.dumps(summary)
-    assert "not known" in report_line(summarize(clips, predictions, None))
+
+
+def test_summary_of_one_player_has_no_interval():
+    clips = TellingClips(80)
+    answers = _answers(clips, None)
+    answers.table["profile_id"] = "alone"
+    answers.table["by_duration"] = -1
+    summary = summarize(answers, clips)
+    assert summary["interval"] == [None, None]
+    assert "1.000 over all windows" in report_line(summary)
+    assert "duration alone not known" in report_line(summary)

@@ -406,15 +406,3 @@ def test_a_signal_reaches_the_run_once_and_stops_the_sweep(tmp_path, name, small
     assert f"stopped by {name} in one; the same command goes on there" in lines
     assert not any("two" in line for line in lines)
     assert json.loads((tmp_path / "out" / "sweep.json").read_text())["one"]["state"] == "stopped"
-
-
-@pytest.mark.slow
-def test_all_twelve_run_here_one_after_another_and_only_once(tmp_path):
-    command = [sys.executable, "-m", "sousa_jax.launch", SWEEP, "--local", "--preset=smoke", f"--out={tmp_path}"]
-    assert subprocess.run(command, cwd=ROOT).returncode == 0
-    names = sorted(row.name for row in sweep.get_sweep())
-    assert sorted(path.parent.parent.name for path in tmp_path.glob(f"*/{publish.TEST_METRICS}")) == names
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0
-    assert again.stdout.count("finished already") == 12
-    assert sorted(json.loads((tmp_path / "sweep.json").read_text())) == names

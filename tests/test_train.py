@@ -58,6 +58,7 @@ def test_the_folder_holds_what_is_promised(finished):
         "checkpoints", "logs/training.log", "logs/tensorboard", "config.json", "model.json",
         "results/test_metrics.json", "results/per_rudiment_metrics.csv",
         "results/confusion_matrix.png", "results/predictions.parquet", "results/skill_tier_breakdown.json",
+        "results/breakdowns.csv", "results/cost.json",
     ):  # fmt: skip
         assert (finished / name).exists(), name
     record = json.loads((finished / "config.json").read_text())
@@ -68,7 +69,8 @@ def test_the_folder_holds_what_is_promised(finished):
     assert len(record["data"]["fingerprints"]["train"]) == 16
     result = json.loads((finished / "results" / "test_metrics.json").read_text())
     assert result["n_clips"] == 40
-    assert result["duration_only_balanced_accuracy"] is not None
+    assert result["shortcuts"]["duration"] is not None
+    assert result["padded_first_window"]["n_clips"] == 40
 
 
 def test_a_finished_run_only_evaluates_again(finished):

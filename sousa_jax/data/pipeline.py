@@ -315,7 +315,7 @@ def eval_batches(
     sample_rate: int,
     window_s: float,
     bad: BadClips,
-    windows: Literal["first", "all"] = "first",
+    windows: Literal["first", "padded", "all"] = "first",
     hop_s: float | None = None,
     workers: int = 2,
     prefetch: int = 2,
@@ -325,12 +325,15 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Every clip exactly once, in order: its first window, or all of them (rows that share a `clip`).
 
+    `padded` is what the length policy avoids, to test what depends on it: the clip as it is, its silent tail included,
+    cut or filled up with zeros.
+
     The last batch is filled up with rows whose mask is False, and so is the row of a bad clip. All processes make
     the same number of batches; with `windows="all"` each has to decode every clip to know it. After a stream
     from the Hub has been read to its end, `clips.table` is complete.
 
     Args:
-      windows: `first`, or `all`: evenly spaced windows that cover the clip.
+      windows: `first`, `padded` (without strokes), or `all`: evenly spaced windows that cover the clip.
       hop_s: for `all`, the windows are at most that far apart, seconds; by default half a window.
       (others): as `TrainBatches`.
 
@@ -344,10 +347,13 @@ def eval_batches(
 
     def cut(task: tuple[int, _ClipOf | EncodedClip]) -> tuple[_ClipOf | EncodedClip, list[_Window | None]]:
         ordinal, clip = task
-        if windows == "first" and ordinal % batch_size not in rows:
+        if windows != "all" and ordinal % batch_size not in rows:
             return clip, [None]
         try:
-            wave = trim_tail(clip.waveform(sample_rate), sample_rate)
+            wave = clip.waveform(sample_rate)
+            if windows == "padded":
+                return clip, [_Window(_padded(wave, n_samples), None)]
+            wave = trim_tail(wave, sample_rate)
             strokes = clip.clip_strokes() if n_frames else None
         except BadClip as error:
             bad.add(error)
@@ -418,6 +424,10 @@ class _Window(NamedTuple):
                 batch["stroke_targets"], place_on_frames(*self.strokes, n_frames, strokes_per_second), strict=True
             ):
                 rows[row] = target
+
+
+def _padded(wave: np.ndarray, n_samples: int) -> np.ndarray:
+    return np.pad(wave[:n_samples], (0, max(0, n_samples - len(wave))))
 
 
 def _window_samples(window_s: float, sample_rate: int) -> int:

@@ -132,7 +132,7 @@ def test_evaluation_is_the_same_with_any_threads(both):
     assert_same(evaluate(both, workers=1, prefetch=0), evaluate(both, workers=4, prefetch=2))
 
 
-@pytest.mark.parametrize("windows", ["first", "all"])
+@pytest.mark.parametrize("windows", ["first", "padded", "all"])
 def test_processes_share_an_evaluation_without_overlap(both, windows):
     """All make the same number of batches, or a collective operation would wait for ever."""
     whole = evaluate(both, windows=windows)
@@ -142,7 +142,7 @@ def test_processes_share_an_evaluation_without_overlap(both, windows):
     assert_same(whole, tiled)
 
 
-@pytest.mark.parametrize("windows", ["first", "all"])
+@pytest.mark.parametrize("windows", ["first", "padded", "all"])
 def test_a_bad_clip_does_not_shift_the_rows_of_other_processes(windows):
     """In `first` a process does not learn of the others' bad clips: they must leave their row empty."""
     clips = FakeClips(11, bad=(1, 6))
@@ -206,6 +206,17 @@ def test_trailing_silence_does_not_reach_a_batch():
     clips.waveform = lambda index, rate: np.concatenate([np.ones(500, np.float32), np.zeros(100 * index, np.float32)])
     for batch in [*evaluate(clips, windows="all"), *(b for b, _ in take(train(clips), 4))]:
         assert (batch["waveform"] == 1).all()
+
+
+def test_padded_windows_show_what_the_policy_hides():
+    """The clip as it is, 500 samples and its silent tail, then zeros; a longer one is cut."""
+    clips = FakeClips(3)
+    clips.waveform = lambda index, rate: np.concatenate([np.ones(500, np.float32), np.zeros(1000 * index, np.float32)])
+    batch = evaluate(clips, windows="padded")[0]
+    assert batch["waveform"].shape == (4, N_SAMPLES)
+    for row in batch["waveform"][:3]:
+        np.testing.assert_array_equal(row, np.r_[np.ones(500), np.zeros(N_SAMPLES - 500)])
+    assert clips_in([batch]) == [0, 1, 2]
 
 
 # Strokes in evaluation
