@@ -78,6 +78,13 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.strokes.weight = 1.0  # of the strokes' loss beside the name's
     config.strokes.errors = ""  # stage rhythm: a file of measured hearing errors; empty: strokes are heard as they fall
 
+    config.teachers = ()  # folders of runs whose answers are learnt beside what is true; see sousa_jax/distill.py
+    config.distill = ConfigDict()
+    config.distill.alpha = 0.7  # how much the teachers' answers count; the rest is what is true
+    config.distill.temperature = 4.0  # at which both are compared
+    config.distill.mean = "probabilities"  # of several teachers; or logits
+    config.distill.weights = ()  # of each teacher; empty: all alike
+
     config.data = ConfigDict()
     config.data.path = "synth"  # `synth`, a folder, or a Hub id
     config.data.revision = ""  # of a Hub data set; empty: its newest. The resolved one goes into config.json

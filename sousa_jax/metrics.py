@@ -18,6 +18,7 @@ from sousa_jax.rudiments import FAMILIES, NUM_CLASSES, RUDIMENTS, SLUGS
 TIERS = ("beginner", "intermediate", "advanced", "professional")
 TEMPO_EDGES = (60, 90, 120, 150, 181)  # BPM
 CYCLE_EDGES = (0, 1, 2, 4, np.inf)
+CYCLES = "cycles in the first"
 CALIBRATION_BINS = 15
 # Class ids with families together, as on the PAS sheet within each.
 BY_FAMILY = sorted(range(NUM_CLASSES), key=lambda i: (FAMILIES.index(RUDIMENTS[i].family), RUDIMENTS[i].pas_number))
@@ -111,14 +112,14 @@ def groups(table: pd.DataFrame, window_s: float) -> dict[str, np.ndarray]:
     """To which group each clip belongs, `(n,)` strings, by what the groups are about.
 
     table: one row a clip with `METADATA_COLUMNS` and `label`; window_s: the first window's length. A window that goes
-    round in a circle hears no more cycles than were played.
+    round in a circle holds no more cycles than were played.
     """
     cycle_s = np.array([rudiment.beats_per_cycle for rudiment in RUDIMENTS])[table["label"]] * 60 / table["tempo_bpm"]
     cycles = np.minimum(window_s / cycle_s, table["num_cycles"].where(table["num_cycles"] > 0, np.inf))
     return {
         "skill tier": table["skill_tier"].to_numpy(str),
         "tempo": _binned(table["tempo_bpm"], TEMPO_EDGES, "BPM"),
-        "cycles in the first window": _binned(cycles, CYCLE_EDGES, ""),
+        f"{CYCLES} {window_s:g} s": _binned(cycles, CYCLE_EDGES, ""),
         "sound bank": table["soundfont"].to_numpy(str),
         "preset": table["augmentation_preset"].to_numpy(str),
         "hand": table["dominant_hand"].to_numpy(str),
@@ -133,7 +134,8 @@ def _binned(values: pd.Series, edges: tuple[float, ...], unit: str) -> np.ndarra
 
     names = [f"below {edges[0]:g} {unit}", *(name(*pair) for pair in itertools.pairwise(edges))]
     names.append(f"{edges[-1]:g} {unit} and more")
-    return np.array(names)[np.digitize(np.asarray(values, float), edges)]
+    values = np.asarray(values, float)
+    return np.where(np.isnan(values), "not known", np.array(names)[np.digitize(values, edges)])
 
 
 def in_order(names: Any) -> list[str]:

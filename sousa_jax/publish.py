@@ -28,7 +28,7 @@ CONFIG_JSON, README, RESULTS = "config.json", "README.md", "results"
 TEST_METRICS = pathlib.PurePath(RESULTS, "test_metrics.json")
 TIER_BREAKDOWN = pathlib.PurePath(RESULTS, "skill_tier_breakdown.json")
 
-NAMES = {"htsat": "HTS-AT", "beats": "BEATs", "efficientat": "EfficientAT", "ast": "AST"}
+NAMES = {"htsat": "HTS-AT", "beats": "BEATs", "efficientat": "EfficientAT", "ast": "AST", "strokes": "Strokes"}
 STRATEGIES = {
     "lora": "LoRA adapters and the class layer",
     "full": "all parameters, from given weights",
@@ -44,6 +44,7 @@ SOURCES = {
     "[official code](https://github.com/fschmid56/EfficientAT) (MIT).",
     "ast": "Y. Gong, Y.-A. Chung, J. Glass, AST, Interspeech 2021, "
     "[official code](https://github.com/YuanGongND/ast) (BSD-3-Clause).",
+    "strokes": "The network is this project's own: strokes first, then the name (`docs/strokes.md` there).",
 }
 
 
@@ -246,14 +247,20 @@ def _about_training(record: dict[str, Any]) -> str:
 
 
 def _results_table(summary: dict[str, Any]) -> str:
-    first, baseline = summary["first_window"], summary["shortcuts"]["duration"]
+    first, (low, high) = summary["first_window"], summary["interval"]
+    interval = "" if low is None else f" ({low:.3f} … {high:.3f}, 95 % by player)"
+    shortcuts = (
+        (f"balanced accuracy of {name} alone", "not known" if score is None else f"{score:.3f}")
+        for name, score in summary["shortcuts"].items()
+    )
     rows = (
-        ("**balanced accuracy, all windows**", f"**{summary['balanced_accuracy']:.3f}**"),
+        ("**balanced accuracy, all windows**", f"**{summary['balanced_accuracy']:.3f}**{interval}"),
         ("balanced accuracy, first window", f"{first['balanced_accuracy']:.3f}"),
         ("top-1", f"{summary['top1']:.3f}"),
         ("top-5", f"{summary['top5']:.3f}"),
         ("macro F1", f"{summary['macro_f1']:.3f}"),
-        ("balanced accuracy of the clip's duration alone", "not known" if baseline is None else f"{baseline:.3f}"),
+        ("expected calibration error", f"{summary['calibration_error']:.3f}"),
+        *shortcuts,
         ("chance", f"{summary['chance']:.3f}"),
     )
     return _table((f"{summary['split']}, {summary['n_clips']:,} clips", ""), rows)
@@ -296,7 +303,7 @@ def training_command(config: dict[str, Any]) -> str:
 
     wanted = dict(leaves(config))
     best = None
-    for path in sorted(pathlib.Path(__file__).parents[1].glob(f"configs/{config['model']['name']}_*.py")):
+    for path in sorted(pathlib.Path(__file__).parents[1].glob(f"configs/{config['model']['name']}*.py")):
         for preset in PRESETS:
             given = _settings_of(path, preset)
             if given.keys() == wanted.keys():

@@ -1,6 +1,6 @@
 """One training step and one evaluation step: pure functions, each jitted once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from sousa_jax import lora, models, strategies
+from sousa_jax import distill, lora, models, strategies
 from sousa_jax.augment import features_and_targets
 from sousa_jax.data.frame_targets import FrameTargets
 from sousa_jax.data.synth.mishearing import HearingErrors, mishear
 from sousa_jax.devices import Layout
+from sousa_jax.distill import Teacher
 from sousa_jax.frontends import spectrogram
 from sousa_jax.lora import LoRA
 from sousa_jax.losses import class_loss, stroke_loss
@@ -60,19 +61,23 @@ def make_train_step(
     adapters: LoRA | None = None,
     layout: Layout | None = None,
     errors: HearingErrors | None = None,
+    teachers: Sequence[Teacher] = (),
 ) -> Callable[[TrainState, models.Arrays, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step(state, frozen, batch) -> (state, metrics)`, jitted; the given state is donated. `frozen` are the
     parameters that are not trained; gradients and moments exist for the others alone. The new state lies on the
-    devices as `layout` says. In the stage `rhythm` strokes are misheard with these `errors`."""
+    devices as `layout` says. In the stage `rhythm` strokes are misheard with these `errors`. Where there are `teachers`
+    their arrays are among the frozen ones."""
     if config.strokes.stage == "rhythm":
         losses = _rhythm_losses(model_name, model_config, config, errors)
     else:
-        losses = _sound_losses(model_name, model_config, config, adapters)
+        losses = _sound_losses(model_name, model_config, config, adapters, teachers)
+    weights = {"stroke_loss": config.strokes.weight}
+    if teachers:
+        weights |= {"class_loss": 1 - config.distill.alpha, "distillation_loss": config.distill.alpha}
     seed, accumulate, decay = config.seed, config.train.accumulate, config.train.ema
 
     def loss_fn(params, frozen, stats, batch, rng):
         found, stats = losses(params, frozen, stats, batch, rng)
-        weights = {"stroke_loss": config.strokes.weight}
         return sum(weights.get(name, 1.0) * loss for name, loss in found.items()), (found, stats)
 
     def averaged(ema: models.Arrays, step: jax.Array, weights: models.Arrays) -> models.Arrays:
@@ -107,10 +112,13 @@ def make_train_step(
 _Losses = Callable[..., tuple[dict[str, jax.Array], models.Arrays]]
 
 
-def _sound_losses(model_name: str, model_config: Any, config: ConfigDict, adapters: LoRA | None) -> _Losses:
-    """Of what is heard: the name's, the strokes', or both."""
+def _sound_losses(
+    model_name: str, model_config: Any, config: ConfigDict, adapters: LoRA | None, teachers: Sequence[Teacher]
+) -> _Losses:
+    """Of what is heard: the name's, the strokes', or both; and of what teachers answer."""
     apply = models.apply_fn(model_name, model_config, adapters=adapters, recompute=config.train.remat)
     spec, stage = model_config.frontend, config.strokes.stage
+    answer = distill.taught(teachers, spec, config) if teachers else None
     if stage:
         strategies.check_augmentation_keeps_strokes(config)
 
@@ -124,6 +132,9 @@ def _sound_losses(model_name: str, model_config: Any, config: ConfigDict, adapte
         found = {}
         if stage != "hearing":
             found["class_loss"] = class_loss(outputs.logits, targets)
+        if answer is not None:
+            taught = answer(frozen, features_rng, batch)
+            found["distillation_loss"] = distill.distillation_loss(outputs.logits, taught, config.distill.temperature)
         if stage:
             found["stroke_loss"] = stroke_loss(outputs.strokes, batch["stroke_targets"])
         return found, stats

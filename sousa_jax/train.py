@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sousa_jax import checkpoint, cost, lora, metrics, models, record, start, strategies
+from sousa_jax import checkpoint, cost, distill, lora, metrics, models, record, start, strategies
 from sousa_jax.data import open_split, rows_from_clips, train_batches
 from sousa_jax.data.frame_targets import FrameTargets, count_frames
 from sousa_jax.data.pipeline import BadClips
@@ -43,6 +43,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         layout.check_rows(rows)
     model_config = start.network(config)
     spec = model_config.frontend
+    teachers = distill.load(config, spec)
     train_clips, validation_clips, test_clips = (
         open_split(config.data, split, seed=config.seed, sample_rate=spec.sample_rate)
         for split in ("train", "validation", "test")
@@ -58,9 +59,10 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
     n_updates = total_steps // config.train.accumulate
     optimizer = make_optimizer(config, n_updates, strategies.paces(config, trained, n_updates))
     schedule = learning_rate(config, n_updates)
-    step_fn = make_train_step(config.model.name, model_config, optimizer, config, adapters, layout, errors)
+    step_fn = make_train_step(config.model.name, model_config, optimizer, config, adapters, layout, errors, teachers)
     state = layout.place(TrainState.create(trained, stats, optimizer, averaged=config.train.ema > 0))
     frozen = layout.place(frozen)
+    constants = {**frozen, **layout.place(distill.arrays(teachers))}
     del params, stats  # on the devices of `layout` now
 
     open_batches = functools.partial(
@@ -99,7 +101,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         # -------------------------------------------------------------------------------------------------- train
         train_step, flops = None, 0.0
         if step < total_steps and not progress["finished"]:
-            train_step, flops = _compiled_step(step_fn, config, model_config, layout, state, frozen)
+            train_step, flops = _compiled_step(step_fn, config, model_config, layout, state, constants)
         eval_step = make_eval_step(
             config.model.name, model_config, config.train.compute_dtype, adapters, from_strokes=stage == "rhythm"
         )
@@ -112,7 +114,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         while step < total_steps and not progress["finished"]:
             batch, position = next(batches)
             arrays = layout.batch({name: batch[name] for name in _inputs(stage)})
-            state, found = train_step(state, frozen, arrays)
+            state, found = train_step(state, constants, arrays)
             step += 1
             progress["position"] = position
             numbers.add(step, found, batch, position)

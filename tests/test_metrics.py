@@ -116,7 +116,7 @@ def test_groups_by_hand():
     assert RUDIMENTS[CLASS_IDS["flam"]].beats_per_cycle == 1
     found = metrics.groups(clips, window_s=2.5)
     assert found["tempo"].tolist() == ["60 to 89 BPM", "60 to 89 BPM", "120 to 149 BPM", "150 to 180 BPM"]
-    assert found["cycles in the first window"].tolist() == ["2 to 4", "2 to 4", "4 and more", "4 and more"]
+    assert found["cycles in the first 2.5 s"].tolist() == ["2 to 4", "2 to 4", "4 and more", "4 and more"]
     assert found["family"].tolist() == ["flam"] * 4
     assert metrics.in_order(found["skill tier"]) == ["beginner", "advanced", "professional"]
 
@@ -136,8 +136,10 @@ def test_groups_stand_in_order(names, expected):
 
 
 def test_no_tempo_falls_through():
-    found = metrics.groups(made_up_clips(4).assign(tempo_bpm=[30, 59, 181, 240]), 2.5)["tempo"]
-    assert found.tolist() == ["below 60 BPM", "below 60 BPM", "181 BPM and more", "181 BPM and more"]
+    found = metrics.groups(made_up_clips(4).assign(tempo_bpm=[30, 59, 181, np.nan]), 2.5)
+    assert found["tempo"].tolist() == ["below 60 BPM", "below 60 BPM", "181 BPM and more", "not known"]
+    assert found["cycles in the first 2.5 s"][3] == "not known"
+    assert metrics.in_order(found["tempo"])[-1] == "not known"
 
 
 # -------------------------------------------------------------------------------------------------------------- files

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RevisionNotFoundError
 from test_train import tiny_config
 
-from configs import common
+from configs import common, strokes
 from sousa_jax import checkpoint, models, publish, start, train
 from sousa_jax.errors import InputError
 
@@ -125,13 +125,18 @@ def test_the_card_says_what_was_done_and_how_well(runs, published):
     assert scores["balanced accuracy, all windows"] == round(summary["balanced_accuracy"], 4)
     assert scores["balanced accuracy, first window"] == round(summary["first_window"]["balanced_accuracy"], 4)
     for says in (
-        "hf download me/drums", "synthetic clips alone", "chance | 0.025", "clip's duration alone",
+        "hf download me/drums", "synthetic clips alone", "chance | 0.025", "balanced accuracy of duration alone",
+        "expected calibration error | 0.",
         "balanced accuracy | clips |",
         "--config=configs/ast_lora.py:smoke", "--config.init_from=given", "BSD-3-Clause", "LoRA adapters",
         "--config=configs/ast_full.py:smoke", "--config.init_from=rudiments",
     ):  # fmt: skip
         assert says in card.text, says
     assert "$" not in card.text
+
+
+def test_every_network_has_a_name_and_sources():
+    assert set(publish.NAMES) == set(publish.SOURCES) == set(models.MODEL_NAMES)
 
 
 def test_recorded_data_are_named(runs):
@@ -162,6 +167,12 @@ def test_the_training_command_is_the_shortest_one(changes, says):
     command = publish.training_command(json.loads(config.to_json()))
     assert all(part in command for part in [*says, "'--config.train.unfreeze=(0.1, 0.3)'"])
     assert command.count("--config") == 2 + len(changes)
+
+
+@pytest.mark.parametrize("preset", ["smoke", "small"])
+def test_the_stroke_network_is_found_by_its_own_file(preset):
+    config = json.loads(strokes.get_config(preset).to_json())
+    assert publish.training_command(config).endswith(f"--config=configs/strokes.py:{preset}")
 
 
 def test_a_config_of_its_own_has_no_command():

@@ -18,6 +18,7 @@ from sousa_jax.significance import Interval, Pair
 
 FEW_PLAYERS = 10
 HARDEST = 8
+MANY = 20  # groups of clips that still make a table
 NONE = "\N{EN DASH}"
 NOT_SHOWN = ("eval.", "seed", "allow_random_init")
 
@@ -154,7 +155,7 @@ def _shortcuts(runs: list[Run]) -> dict[str, Interval]:
 def _groups(runs: list[Run]) -> Iterator[tuple[str, list[Group]]]:
     answers = runs[0].answers
     for about, names in metrics.groups(answers.table, runs[0].window_s).items():
-        heard = "first window" if "first window" in about else "all windows"
+        heard = "first window" if about.startswith(metrics.CYCLES) else "all windows"
         rows = []
         for name in metrics.in_order(names):
             inside = names == name
@@ -183,6 +184,8 @@ def _held_out(runs: list[Run]) -> dict[str, list[HeldOut]]:
         if column not in runs[0].answers.table:
             continue
         names = runs[0].answers.table[column].to_numpy(str)
+        if len(set(names)) > MANY:
+            continue
         rows = []
         for run in runs:
             answers = run.answers

@@ -10,10 +10,7 @@ import pandas as pd
 from sousa_jax import predictions, significance
 from sousa_jax.errors import InputError
 from sousa_jax.predictions import Answers
-
-NAMES = {
-    "htsat": "HTS-AT", "beats": "BEATs", "efficientat": "EfficientAT", "ast": "AST", "strokes": "Strokes",
-}  # fmt: skip
+from sousa_jax.publish import NAMES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,7 +67,7 @@ def test_groups_count_every_clip_once(four):
 
 
 def test_cycles_are_counted_in_the_first_window(four):
-    groups = four.groups["cycles in the first window"]
+    groups = four.groups["cycles in the first 2.5 s"]
     best = four.best.run.answers
     hits = sum(group.scores[0].value * group.n_clips for group in groups) / 400
     assert abs(hits - best.correct("first window").mean()) < 0.05
