@@ -34,6 +34,7 @@ from sousa_jax.lora import LoRA
 
 ARRAYS, MODEL_JSON, CHECKPOINTS = "arrays", "model.json", "checkpoints"
 CHECKSUM = "checksum"
+TEMPERATURE = "temperature"
 FULL_DISK = "No space left on device"
 
 
@@ -47,13 +48,15 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network read from disk. `provenance` is what its writer recorded: source file, sha256, variant."""
+    """A network read from disk. `provenance` is what its writer recorded: source file, sha256, variant. `temperature`
+    is what its logits are divided by before they are read as probabilities."""
 
     name: str
     config: Any
     params: models.Arrays
     stats: models.Arrays
     provenance: dict[str, Any]
+    temperature: float = 1.0
 
 
 def save_model(folder: pathlib.Path, model: Model) -> None:
@@ -66,7 +69,8 @@ def save_model(folder: pathlib.Path, model: Model) -> None:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(temporary / ARRAYS, {"params": model.params, "stats": model.stats})
-        stored = models.config_to_json(model.name, model.config) | {"provenance": model.provenance}
+        stored = models.config_to_json(model.name, model.config)
+        stored |= {"provenance": model.provenance, TEMPERATURE: model.temperature}
         write_json(temporary / MODEL_JSON, stored)
         os.replace(temporary, folder)
     except BaseException:
@@ -95,7 +99,14 @@ def load_model(folder: str | os.PathLike) -> Model:
         arrays["params"] = {**frozen, **arrays["params"]}
     if adapters:
         arrays["params"] = lora.merge(arrays["params"], adapters)
-    return Model(name, config, arrays["params"], arrays["stats"], stored.get("provenance", {}))
+    provenance, temperature = stored.get("provenance", {}), stored.get(TEMPERATURE, 1.0)
+    return Model(name, config, arrays["params"], arrays["stats"], provenance, temperature)
+
+
+def keep_temperature(folder: pathlib.Path, temperature: float) -> None:
+    """Writes it into the `model.json` of a run."""
+    stored = json.loads((folder / MODEL_JSON).read_text("utf-8"))
+    write_json(folder / MODEL_JSON, stored | {TEMPERATURE: temperature})
 
 
 def partly_trained(strategy: str, head: str, adapters: LoRA | None, init_from: str, seed: int) -> dict[str, Any]:

@@ -132,10 +132,10 @@ def hear_strokes(
     return {"stroke_f1": total.f1, "precision": total.hits / max(1, total.heard), "recall": total.hits / total.true}
 
 
-def summarize(answers: Answers, clips: Any) -> dict[str, Any]:
+def summarize(answers: Answers, clips: Any, temperature: float = 1.0) -> dict[str, Any]:
     """The content of `test_metrics.json`: scores over all windows and of the first window alone, how sure they are and
     how far the confidence is to be trusted, which families are confused, and what shortcuts would give (None where it
-    is not known)."""
+    is not known). `temperature` is what the model's logits are divided by."""
     labels, named, logits = answers.labels, answers.named(), answers.logits
     found = {name: answers.shortcut(name) for name in SHORTCUTS}
     padded = logits.get("first window, padded")
@@ -147,6 +147,11 @@ def summarize(answers: Answers, clips: Any) -> dict[str, Any]:
         "first_window": metrics.scores(labels, logits["first window"]),
         "padded_first_window": None if padded is None else metrics.scores(labels, padded),
         "calibration_error": metrics.calibration(labels, logits["all windows"]).error,
+        "first_window_calibration": {
+            "temperature": temperature,
+            "error_without": metrics.calibration(labels, logits["first window"]).error,
+            "error_with": metrics.calibration(labels, logits["first window"] / temperature).error,
+        },
         "errors": metrics.error_split(labels, named),
         "family_confusion": metrics.family_confusion(labels, named).tolist(),
         "shortcuts": {
@@ -210,7 +215,7 @@ def evaluate_split(
         table = table.assign(loudness_db=predicted.loudness_db)
     found = shortcuts.answers(train_table, table)
     answers = Answers(table.assign(**{f"by_{name}": labels for name, labels in found.items()}), logits)
-    summary = summarize(answers, clips)
+    summary = summarize(answers, clips, model.temperature)
     summary |= {"read": "strokes" if from_strokes else "sound", "bad_clips": bad.reasons}
     if is_main():
         metrics.write_results(out, summary, answers, spec.window_s)

@@ -9,6 +9,7 @@ the training log, which is full of them. What another run left in the repository
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -101,7 +102,7 @@ def assemble(run: pathlib.Path, out: pathlib.Path, repo: str = "USER/NAME") -> p
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     made = temporary / "new"
     try:
-        whole = checkpoint.Model(model.name, model.config, model.params, model.stats, without_paths(provenance))
+        whole = dataclasses.replace(model, provenance=without_paths(provenance))
         checkpoint.save_model(made, whole)
         shutil.copytree(run / RESULTS, made / RESULTS, ignore=shutil.ignore_patterns(".*", "*.tmp"))
         for path in (made / RESULTS).rglob("*.json"):

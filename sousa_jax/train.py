@@ -164,9 +164,16 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
             if line:
                 logger.warning(line)
         best = checkpoints.restore_best({"params": state.params, "stats": state.stats})
+        temperature = 1.0
+        if stage not in ("hearing", "rhythm"):
+            weights = best["params"], best["stats"]
+            seen = (eval_step, frozen, weights, validation_clips, model_config, config, validation_bad, layout)
+            temperature = metrics.fit_temperature(*_first_windows(*seen))
+        if is_main():
+            checkpoint.keep_temperature(workdir, temperature)
         best_params = {**frozen, **best["params"]}
         best_params = lora.merge(best_params, adapters) if adapters else best_params
-        model = checkpoint.Model(config.model.name, model_config, best_params, best["stats"], {})
+        model = checkpoint.Model(config.model.name, model_config, best_params, best["stats"], {}, temperature)
         results = workdir / record.RESULTS
         summary = evaluate_split(model, config, "test", results, known_table(train_clips), layout)
         if is_main():
@@ -233,15 +240,22 @@ def _rows_per_epoch(clips: Any, config: ConfigDict) -> int:
 def _validate(eval_step, frozen, weights, clips, model_config, config, bad, layout) -> dict[str, float]:
     """The scores of the first windows; the first score is the one to be raised."""
     params, stats = weights
-    spec = model_config.frontend
     if config.strokes.stage == "hearing":
         return hear_strokes(eval_step, {**frozen, **params}, stats, clips, model_config, config, bad, layout)
+    return metrics.scores(*_first_windows(eval_step, frozen, weights, clips, model_config, config, bad, layout))
+
+
+def _first_windows(
+    eval_step, frozen, weights, clips, model_config, config, bad, layout
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and logits of the first windows, `(n,)` and `(n, NUM_CLASSES)`."""
+    params, stats = weights
     predictions = predict(
         eval_step,
         {**frozen, **params},
         stats,
         clips,
-        spec,
+        model_config.frontend,
         batch_size=config.eval.batch_size,
         workers=config.data.workers,
         bad=bad,
@@ -249,7 +263,7 @@ def _validate(eval_step, frozen, weights, clips, model_config, config, bad, layo
         layout=layout,
         strokes_per_second=model_config.strokes_per_second if config.strokes.stage == "rhythm" else 0,
     )
-    return metrics.scores(clips.table["label"].to_numpy()[predictions.clip], predictions.first)
+    return clips.table["label"].to_numpy()[predictions.clip], predictions.first
 
 
 def _use_compilation_cache() -> None:

@@ -106,7 +106,10 @@ def test_summary_says_how_sure_it_is_and_what_shortcuts_give():
     line = report_line(summary)
     assert "1.000 (1.000 … 1.000 by player)" in line
     assert "duration alone 0." in line
+    assert summary["first_window_calibration"]["temperature"] == 1.0
     json.dumps(summary)
+    sharper = summarize(_answers(clips, clips.table), clips, temperature=0.1)["first_window_calibration"]
+    assert sharper["error_with"] < sharper["error_without"], "it is always right, so the surer the better"
 
 
 def test_summary_of_one_player_has_no_interval():

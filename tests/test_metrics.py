@@ -75,6 +75,24 @@ def test_calibration_of_one_who_knows_what_it_knows():
     assert metrics.calibration(labels[:3], np.eye(40)[labels[:3]] * 1e4).error == 0
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_that_was_forgotten_is_found(temperature):
+    """Labels drawn from the probabilities of z; asked about z · T."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (5000, 40))
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)
+    found = metrics.fit_temperature(labels, (logits * temperature).astype(np.float32))
+    assert found == pytest.approx(temperature, rel=0.05)
+    before, after = (metrics.calibration(labels, logits * temperature / t).error for t in (1.0, found))
+    assert after < 0.02
+    assert after <= before + 0.01
+
+
+def test_a_temperature_stays_within_bounds():
+    assert metrics.fit_temperature(np.arange(40), _logits(np.arange(40))) == pytest.approx(0.05, rel=0.01)
+    assert metrics.fit_temperature(np.arange(40), _logits((np.arange(40) + 1) % 40)) == pytest.approx(20, rel=0.01)
+
+
 # ------------------------------------------------------------------------------------------------ who is taken for whom
 
 

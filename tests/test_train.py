@@ -71,6 +71,9 @@ def test_the_folder_holds_what_is_promised(finished):
     assert result["n_clips"] == 40
     assert result["shortcuts"]["duration"] is not None
     assert result["padded_first_window"]["n_clips"] == 40
+    temperature = json.loads((finished / "model.json").read_text())["temperature"]
+    assert temperature == checkpoint.load_model(finished).temperature
+    assert temperature == result["first_window_calibration"]["temperature"] != 1.0
 
 
 def test_a_finished_run_only_evaluates_again(finished):
