@@ -167,7 +167,8 @@ def pairs(runs: dict[str, Answers], heard: str = "all windows") -> list[Pair]:
 
 def same_clips(a: Answers, b: Answers) -> bool:
     """Whether both were tested on the same clips with the same labels."""
-    return all(a.table[name].equals(b.table[name]) for name in ("sample_id", "profile_id", "label"))
+    columns = ("sample_id", "profile_id", "label")
+    return all(np.array_equal(a.table[name].to_numpy(), b.table[name].to_numpy()) for name in columns)
 
 
 # --------------------------------------------------------------------------------------------------------------- words

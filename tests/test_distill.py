@@ -11,6 +11,7 @@ import pytest
 import scipy.signal
 from test_train import last_state, tiny_config
 
+from configs import distill_efficientat
 from sousa_jax import checkpoint, distill, models, start, train
 from sousa_jax.augment import features_and_targets
 from sousa_jax.errors import InputError
@@ -108,12 +109,12 @@ def test_another_sample_rate_and_several_teachers():
 
 def step_with(teachers, alpha, **changes):
     """The parameters and numbers after one step of a student from the same weights, by plain gradient descent."""
-    config = tiny_config("efficientat", distill={"alpha": alpha}, **changes)
-    student = random_model("efficientat", 9)
+    config = tiny_config("ast", distill={"alpha": alpha}, **changes)
+    student = random_model("ast", 9)
     optimizer = optax.sgd(0.1)
-    step = make_train_step("efficientat", student.config, optimizer, config, teachers=teachers)
+    step = make_train_step("ast", student.config, optimizer, config, teachers=teachers)
     state = TrainState.create(jax.tree.map(jnp.copy, student.params), jax.tree.map(jnp.copy, student.stats), optimizer)
-    state, found = step(state, distill.arrays(teachers), batch())
+    state, found = step(state, distill.arrays(teachers), batch(rate=student.config.frontend.sample_rate))
     return jax.device_get(state.params), jax.device_get(found)
 
 
@@ -161,14 +162,21 @@ def folder(tmp_path_factory):
 
 
 def test_a_run_keeps_nothing_of_its_teachers(folder, tmp_path):
-    assert train.run(tiny_config("efficientat", teachers=(str(folder),)), tmp_path / "run") == 0
+    assert train.run(tiny_config("ast", teachers=(str(folder),)), tmp_path / "run") == 0
     assert not [path for path in last_state(tmp_path / "run") if "teachers" in path]
     student = checkpoint.load_model(tmp_path / "run")
-    assert set(student.params) == set(random_model("efficientat").params)
+    assert set(student.params) == set(random_model("ast").params)
     cost = json.loads((tmp_path / "run" / "results" / "cost.json").read_text())
     assert cost["parameters"] == sum(p.size for p in student.params.values())
     noted = (tmp_path / "run" / "logs" / "scalars.jsonl").read_text()
     assert "train/distillation_loss" in noted
+
+
+@pytest.mark.parametrize("preset", ["", "smoke", "small", "full"])
+def test_its_config_wants_a_teacher(preset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="there is no teacher in TEACHER"):
+        distill.load(distill_efficientat.get_config(preset), FrontendSpec())
 
 
 @pytest.mark.parametrize(

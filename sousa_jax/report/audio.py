@@ -76,6 +76,8 @@ def _data_uri(clips: Any, row: int, window_s: float) -> str:
 
     from sousa_jax.data.clips import BadClip, loop_fill, trim_tail
 
+    if "MP3" not in soundfile.available_formats():
+        raise InputError("this installation of libsndfile writes no MP3")
     try:
         wave = trim_tail(clips.waveform(row, RATE), RATE)
     except BadClip as bad:

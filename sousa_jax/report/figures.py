@@ -24,7 +24,7 @@ STYLE = {
     "font.size": 9, "svg.fonttype": "none", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": LINE,
     "xtick.color": INK, "ytick.color": INK, "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.6,
     "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-    "axes.titlesize": 10, "axes.titlelocation": "left",
+    "axes.titlesize": 10, "axes.titlelocation": "left", "text.parse_math": False,  # names of runs may have a $
 }  # fmt: skip
 
 

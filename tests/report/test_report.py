@@ -17,7 +17,9 @@ CLIPS = made_up_clips(120)
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    return [make(root / name, CLIPS, skill, i) for i, (name, skill) in enumerate({"a": 0.9, "b<script>": 0.4}.items())]
+    return [
+        make(root / name, CLIPS, skill, i) for i, (name, skill) in enumerate({"a": 0.9, "b<script>$x_$": 0.4}.items())
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_names_of_runs_are_text_not_markup(written):
 
 def test_the_leaderboard_as_a_table(written):
     table = pd.read_csv(written / "leaderboard.csv")
-    assert table["run"].tolist() == ["a", "b<script>", "(duration alone)", "(soundfont alone)", "(loudness alone)"]
+    assert table["run"].tolist() == ["a", "b<script>$x_$", "(duration alone)", "(soundfont alone)", "(loudness alone)"]
     assert table["balanced_accuracy"].between(table["balanced_accuracy_low"], table["balanced_accuracy_high"]).all()
     assert table["parameters"].iloc[0] == 1_000_000
 
