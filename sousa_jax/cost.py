@@ -1,7 +1,9 @@
 """What a run cost: `cost.json` beside its results."""
 
+import json
 import math
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,36 @@ from sousa_jax.checkpoint import write_json
 from sousa_jax.frontends import FrontendSpec
 
 COST_JSON = "cost.json"
+
+
+class Stopwatch:
+    """Seconds of training so far, over all calls of a run that was interrupted.
+
+    They lie in a file of their own: checkpoints are to be the same bytes however long they took. What a killed run did
+    after its last checkpoint is done again and counts once.
+
+    Attributes:
+      kept: seconds up to the last `keep`.
+
+    Args:
+      folder: the run's logs.
+      fresh: the run begins; what lies there is of one that came to nothing.
+    """
+
+    NAME = "seconds.json"
+
+    def __init__(self, folder: pathlib.Path, fresh: bool):
+        self._path = folder / self.NAME
+        self.kept = 0.0 if fresh or not self._path.is_file() else float(json.loads(self._path.read_text("utf-8")))
+        self._started = time.perf_counter() - self.kept
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    def keep(self) -> None:
+        """To be called with each checkpoint."""
+        self.kept = self.seconds()
+        write_json(self._path, self.kept)
 
 
 def multiply_adds(eval_step: Callable, params: models.Arrays, stats: models.Arrays, spec: FrontendSpec) -> float:

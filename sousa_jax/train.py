@@ -89,12 +89,10 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         logger.info("%d training clips, %d steps an epoch", n_per_epoch, steps_per_epoch)
 
         # -------------------------------------------------------------------------------------------------- resume
-        progress = {
-            "position": None, "best": None, "best_step": 0, "stale_epochs": 0, "finished": False, "seconds": 0.0
-        }  # fmt: skip
+        progress = {"position": None, "best": None, "best_step": 0, "stale_epochs": 0, "finished": False}
         restored = checkpoints.restore_last(state)
         if restored is not None:
-            state, progress = restored[0], progress | restored[1]
+            state, progress = restored
             logger.info("resumed at step %d of %d", state.step, total_steps)
         step = int(state.step)
 
@@ -110,7 +108,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         bar = Progress(total_steps, step, config.train.batch_size, flops_per_step=flops, peak_flops=peak)
         stack.callback(bar.close)
         numbers = _Numbers(workdir, batches)
-        started = time.perf_counter() - progress["seconds"]
+        watch = cost.Stopwatch(workdir / record.LOGS, fresh=restored is None)
         while step < total_steps and not progress["finished"]:
             batch, position = next(batches)
             arrays = layout.batch({name: batch[name] for name in _inputs(stage)})
@@ -135,7 +133,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
                 epoch = step // steps_per_epoch
                 log.scalars(step, {f"validation/{name}": value for name, value in score.items()})
                 shown = ", ".join(f"{name.replace('_', ' ')} {score[name]:.3f}" for name in list(score)[:2])
-                logger.info("epoch %d: validation %s, %.1f min", epoch, shown, (time.perf_counter() - started) / 60)
+                logger.info("epoch %d: validation %s, %.1f min", epoch, shown, watch.seconds() / 60)
                 first = next(iter(score.values()))
                 if progress["best"] is None or first > progress["best"]:
                     progress |= {"best": first, "best_step": step, "stale_epochs": 0}
@@ -149,7 +147,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
             stopping = stop.agreed(step, config.train.log_every_steps)
             if stopping or step % config.train.checkpoint_every_steps == 0 or step % steps_per_epoch == 0:
                 numbers.read()  # a state that follows from numbers that are not finite is never saved
-                progress["seconds"] = time.perf_counter() - started
+                if is_main():
+                    watch.keep()
                 checkpoints.save_last(step, state, progress)
             if stopping:
                 checkpoints.wait()
@@ -177,7 +176,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         results = workdir / record.RESULTS
         summary = evaluate_split(model, config, "test", results, known_table(train_clips), layout)
         if is_main():
-            _write_cost(results, model, config, trained, step, progress["seconds"])
+            _write_cost(results, model, config, trained, step, watch.kept)
         log.scalars(step, {"test/balanced_accuracy": summary["balanced_accuracy"]})
         log.checkpoint(checkpoints.best_folder(), f"{config.model.name}_{config.strategy}", {"step": step, **progress})
         logger.info("best validation score at step %d; %s", progress["best_step"], report_line(summary))

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
@@ -29,6 +29,7 @@ def test_scores_by_hand():
     assert got["n_clips"] == 5
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), min_size=1, max_size=60))
 def test_balanced_accuracy_is_scikit_learn_s(pairs):
     labels, predicted = np.array(pairs).T

@@ -132,8 +132,9 @@ def test_efficientat_reads_the_name_from_the_strokes():
     assert found.frames.shape == (2, 50, PYRAMID_WIDTH)
     silenced = {key: np.zeros_like(array) if key.startswith("strokes.") else array for key, array in params.items()}
     deaf = jax.jit(models.apply_fn("efficientat", config))(silenced, stats, features(config))[0]
-    np.testing.assert_array_equal(deaf.logits[0], deaf.logits[1])  # two clips of which nothing is heard
-    assert np.abs(found.logits[0] - found.logits[1]).max() > 0
+    # Two clips of which nothing is heard; alike to rounding, since a CPU may add up one row in another order.
+    np.testing.assert_allclose(deaf.logits[0], deaf.logits[1], atol=1e-5)
+    assert np.abs(found.logits[0] - found.logits[1]).max() > 0.1
 
 
 def test_efficientat_keeps_what_it_was_but_for_the_head():
