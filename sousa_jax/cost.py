@@ -1,5 +1,6 @@
 """What a run cost: `cost.json` beside its results."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -42,9 +43,10 @@ class Stopwatch:
         return time.perf_counter() - self._started
 
     def keep(self) -> None:
-        """To be called with each checkpoint."""
+        """To be called with each checkpoint. A full disk costs the number, as it costs lines of a log, not the run."""
         self.kept = self.seconds()
-        write_json(self._path, self.kept)
+        with contextlib.suppress(OSError):
+            write_json(self._path, self.kept)
 
 
 def multiply_adds(eval_step: Callable, params: models.Arrays, stats: models.Arrays, spec: FrontendSpec) -> float:

@@ -81,7 +81,8 @@ def predict(
     for batch in batches:
         shared = layout.batch({name: batch[name] for name in (read, "clip", "mask")})
         out = eval_step(params, stats, {read: shared[read]}).logits
-        rms_db = jnp.full(len(out), jnp.nan) if strokes_per_second else _loudness_db(shared["waveform"])
+        # What is not known lies on the devices as the rows do: several processes gather both.
+        rms_db = out[:, 0] * jnp.nan if strokes_per_second else _loudness_db(shared["waveform"])
         out, clip, mask, rms_db = layout.gather((out, shared["clip"], shared["mask"], rms_db))
         rows.append(clip[mask])
         logits.append(out[mask])
