@@ -84,12 +84,19 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.distill.temperature = 4.0  # at which both are compared
     config.distill.mean = "probabilities"  # of several teachers; or logits
     config.distill.weights = ()  # of each teacher; empty: all alike
+    config.distill.embedding = 0.0  # how much it counts beside them that the same clips seem alike
+    config.distill.strokes = 0.0  # 0 … 1: how far the strokes that teachers hear take the place of those that fell
+    # Answers are kept in this folder: of `data.crops` places of each clip, neither stretched nor mixed; empty: nowhere.
+    config.distill.cache = ""
+    config.distill.cache_mb = 1024  # a cache that would be larger is refused
+    config.distill.baseline = ""  # folder of the same student trained without teachers, to compare the results with
 
     config.data = ConfigDict()
     config.data.path = "synth"  # `synth`, a folder, or a Hub id
     config.data.revision = ""  # of a Hub data set; empty: its newest. The resolved one goes into config.json
     config.data.streaming = False  # read on and on instead of at random; for sets that do not fit on disk
     config.data.by_performance = False  # draw performances, then one of their audio variants
+    config.data.crops = 0  # evenly spaced places of a clip where training cuts its windows; 0: anywhere
     config.data.exclude = ()  # e.g. ("soundfont=Marching_Snare",): such clips are tested, but not trained on
     config.data.cache_dir = ""  # decoded, resampled clips are kept here, memory-mapped; empty: decode every time
     config.data.max_bad_fraction = 0.01  # of a split's clips may be unreadable; above it the run stops

@@ -13,6 +13,7 @@ A run's checkpoints carry a checksum: Orbax finds a file that was cut off, but n
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from sousa_jax import lora, models, strategies
@@ -101,6 +103,16 @@ def load_model(folder: str | os.PathLike) -> Model:
         arrays["params"] = lora.merge(arrays["params"], adapters)
     provenance, temperature = stored.get("provenance", {}), stored.get(TEMPERATURE, 1.0)
     return Model(name, config, arrays["params"], arrays["stats"], provenance, temperature)
+
+
+def digest(model: Model) -> str:
+    """sha256 of a network's architecture and all its arrays, hexadecimal: the same for the same network, wherever and
+    however it is stored."""
+    told = hashlib.sha256(json.dumps(models.config_to_json(model.name, model.config), sort_keys=True).encode())
+    for path, array in sorted({**model.params, **model.stats}.items()):
+        told.update(f"{path} {array.dtype} {array.shape}".encode())
+        told.update(np.ascontiguousarray(array).tobytes())
+    return told.hexdigest()
 
 
 def keep_temperature(folder: pathlib.Path, temperature: float) -> None:

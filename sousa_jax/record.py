@@ -16,7 +16,10 @@ from sousa_jax.logging import environment
 CONFIG_JSON, LOGS, RESULTS = "config.json", "logs", "results"
 
 # Settings that a run may go on with changed: they do not change what it computes.
-FREE = ("devices.", "tracking.", "data.workers", "data.prefetch", "data.cache_dir", "train.log_every_steps")
+FREE = (
+    "devices.", "tracking.", "data.workers", "data.prefetch", "data.cache_dir", "train.log_every_steps",
+    "distill.cache_mb", "distill.baseline",
+)  # fmt: skip
 
 
 def refuse_other_config(workdir: pathlib.Path, config: ConfigDict) -> None:

@@ -65,6 +65,21 @@ def difference(
     return _bootstrap(of, len(clips), seed)
 
 
+def ratio(
+    player: np.ndarray, label: np.ndarray, correct_a: np.ndarray, correct_b: np.ndarray, seed: int = 0
+) -> Interval:
+    """The balanced accuracy of a as a share of that of b, as `difference`. NaN where b names nothing."""
+    if not correct_b.any():
+        return Interval(np.nan, np.nan, np.nan)
+    clips, hits_a, hits_b = _tallies(player, label, correct_a, correct_b)
+
+    def of(drawn: np.ndarray) -> np.ndarray:
+        a, b = (_balanced(hits[drawn], clips[drawn]) for hits in (hits_a, hits_b))
+        return np.divide(a, b, out=np.full_like(b, np.nan), where=b > 0)
+
+    return _bootstrap(of, len(clips), seed)
+
+
 def _tallies(player: np.ndarray, label: np.ndarray, *correct: np.ndarray) -> list[np.ndarray]:
     """Clips of each player and class, then those that are right: `(players, classes)` each."""
     players, p = np.unique(player, return_inverse=True)

@@ -73,7 +73,7 @@ def make_train_step(
         losses = _sound_losses(model_name, model_config, config, adapters, teachers)
     weights = {"stroke_loss": config.strokes.weight}
     if teachers:
-        weights |= {"class_loss": 1 - config.distill.alpha, "distillation_loss": config.distill.alpha}
+        weights = distill.weights(config)
     seed, accumulate, decay = config.seed, config.train.accumulate, config.train.ema
 
     def loss_fn(params, frozen, stats, batch, rng):
@@ -118,7 +118,7 @@ def _sound_losses(
     """Of what is heard: the name's, the strokes', or both; and of what teachers answer."""
     apply = models.apply_fn(model_name, model_config, adapters=adapters, recompute=config.train.remat)
     spec, stage = model_config.frontend, config.strokes.stage
-    answer = distill.taught(teachers, spec, config) if teachers else None
+    answer = distill.taught(teachers, model_config, config) if teachers else None
     if stage:
         strategies.check_augmentation_keeps_strokes(config)
 
@@ -133,8 +133,7 @@ def _sound_losses(
         if stage != "hearing":
             found["class_loss"] = class_loss(outputs.logits, targets)
         if answer is not None:
-            taught = answer(frozen, features_rng, batch)
-            found["distillation_loss"] = distill.distillation_loss(outputs.logits, taught, config.distill.temperature)
+            found |= distill.losses(outputs, answer(frozen, features_rng, batch), config)
         if stage:
             found["stroke_loss"] = stroke_loss(outputs.strokes, batch["stroke_targets"])
         return found, stats

@@ -13,7 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sousa_jax import checkpoint, cost, distill, lora, metrics, models, record, start, strategies
+from sousa_jax import (
+    answer_cache,
+    checkpoint,
+    cost,
+    distill,
+    lora,
+    metrics,
+    models,
+    record,
+    retention,
+    start,
+    strategies,
+)
 from sousa_jax.data import open_split, rows_from_clips, train_batches
 from sousa_jax.data.frame_targets import FrameTargets, count_frames
 from sousa_jax.data.pipeline import BadClips
@@ -43,7 +55,11 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         layout.check_rows(rows)
     model_config = start.network(config)
     spec = model_config.frontend
-    teachers = distill.load(config, spec)
+    teachers = distill.load(config, model_config)
+    cached = bool(teachers and config.distill.cache)
+    if cached:
+        answer_cache.check(config)
+    inputs = _inputs(stage) + (("teacher_logits",) if cached else ())
     train_clips, validation_clips, test_clips = (
         open_split(config.data, split, seed=config.seed, sample_rate=spec.sample_rate)
         for split in ("train", "validation", "test")
@@ -62,7 +78,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
     step_fn = make_train_step(config.model.name, model_config, optimizer, config, adapters, layout, errors, teachers)
     state = layout.place(TrainState.create(trained, stats, optimizer, averaged=config.train.ema > 0))
     frozen = layout.place(frozen)
-    constants = {**frozen, **layout.place(distill.arrays(teachers))}
+    constants = {**frozen, **layout.place(distill.arrays([] if cached else teachers))}
     del params, stats  # on the devices of `layout` now
 
     open_batches = functools.partial(
@@ -99,19 +115,22 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         # -------------------------------------------------------------------------------------------------- train
         train_step, flops = None, 0.0
         if step < total_steps and not progress["finished"]:
-            train_step, flops = _compiled_step(step_fn, config, model_config, layout, state, constants)
+            train_step, flops = _compiled_step(step_fn, config, model_config, layout, state, constants, inputs)
         eval_step = make_eval_step(
             config.model.name, model_config, config.train.compute_dtype, adapters, from_strokes=stage == "rhythm"
         )
         batches = stack.enter_context(open_batches(position=progress["position"]))
         peak = peak_flops(jax.devices()[0].device_kind, config.train.compute_dtype) * jax.device_count()
+        if cached:
+            answers = answer_cache.ask(config, teachers, train_clips, spec, bad, layout)
+            batches = answer_cache.AnsweredBatches(batches, answers)
         bar = Progress(total_steps, step, config.train.batch_size, flops_per_step=flops, peak_flops=peak)
         stack.callback(bar.close)
         numbers = _Numbers(workdir, batches)
         watch = cost.Stopwatch(workdir / record.LOGS, fresh=restored is None)
         while step < total_steps and not progress["finished"]:
             batch, position = next(batches)
-            arrays = layout.batch({name: batch[name] for name in _inputs(stage)})
+            arrays = layout.batch({name: batch[name] for name in inputs})
             state, found = train_step(state, constants, arrays)
             step += 1
             progress["position"] = position
@@ -177,6 +196,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, overwrite: bool = False) -> i
         summary = evaluate_split(model, config, "test", results, known_table(train_clips), layout)
         if is_main():
             _write_cost(results, model, config, trained, step, watch.kept)
+        if teachers and jax.process_count() == 1:  # `python -m sousa_jax.retention` writes it of the others
+            retention.write(workdir, config.distill.baseline)
         log.scalars(step, {"test/balanced_accuracy": summary["balanced_accuracy"]})
         log.checkpoint(checkpoints.best_folder(), f"{config.model.name}_{config.strategy}", {"step": step, **progress})
         logger.info("best validation score at step %d; %s", progress["best_step"], report_line(summary))
@@ -272,10 +293,17 @@ def _use_compilation_cache() -> None:
 
 
 def _compiled_step(
-    step: Any, config: ConfigDict, model_config: Any, layout: Layout, state: TrainState, frozen: models.Arrays
+    step: Any,
+    config: ConfigDict,
+    model_config: Any,
+    layout: Layout,
+    state: TrainState,
+    frozen: models.Arrays,
+    inputs: tuple[str, ...],
 ) -> tuple[Any, float]:
     """The training step, compiled here and only here, and its floating-point operations: those of the program as it is
-    written, on all devices, what `config.train.remat` computes again included."""
+    written, on all devices, what `config.train.remat` computes again included. `inputs` are what it reads of a batch.
+    """
     rows, spec = config.train.batch_size, model_config.frontend
     of_shape = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), jnp.float32, sharding=layout.rows)  # noqa: E731
     n_frames = count_frames(spec.window_s, model_config.strokes_per_second)
@@ -283,8 +311,9 @@ def _compiled_step(
         "waveform": of_shape(spec.window_samples),
         "label": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=layout.rows),
         "stroke_targets": FrameTargets(*[of_shape(n_frames)] * len(FrameTargets._fields)),
+        "teacher_logits": of_shape(len(config.teachers), model_config.num_classes),
     }
-    batch = {name: shapes[name] for name in _inputs(config.strokes.stage)}
+    batch = {name: shapes[name] for name in inputs}
     started = time.perf_counter()
     lowered = step.lower(state, frozen, batch)
     compiled = lowered.compile()

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,8 @@ from test_train import last_state, tiny_config
 from configs import distill_efficientat
 from sousa_jax import checkpoint, distill, models, start, train
 from sousa_jax.augment import features_and_targets
+from sousa_jax.data.frame_targets import FrameTargets
 from sousa_jax.errors import InputError
-from sousa_jax.frontends import FrontendSpec
 from sousa_jax.step import TrainState, make_train_step
 
 RATE = 32_000
@@ -72,10 +73,13 @@ def batch(n=4, rate=RATE, seed=0):
     return {"waveform": jnp.asarray(waveform), "label": jnp.asarray(rng.integers(0, 40, n), jnp.int32)}
 
 
+def said(teachers, config, given=None, key=3):
+    answer = jax.jit(distill.taught(teachers, random_model("efficientat").config, config))
+    return answer(distill.arrays(teachers), jax.random.key(key), given or batch())
+
+
 def answers(teachers, config, given=None, key=3):
-    student = FrontendSpec(sample_rate=RATE, window_s=0.5)
-    answer = jax.jit(distill.taught(teachers, student, config))
-    return np.asarray(answer(distill.arrays(teachers), jax.random.key(key), given or batch()))
+    return np.asarray(said(teachers, config, given, key).probabilities)
 
 
 def test_a_teacher_hears_the_student_s_view_and_no_mask():
@@ -104,12 +108,33 @@ def test_another_sample_rate_and_several_teachers():
     np.testing.assert_allclose(geometric, product / product.sum(1, keepdims=True), atol=1e-5)
 
 
+def test_what_seems_alike_by_hand():
+    """Two clips: one direction to the student, rows as (1, 2); at right angles to the teacher, the unit matrix."""
+    alike, apart = jnp.array([[1.0, 0.0], [2.0, 0.0]]), jnp.array([[1.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
+    rows = np.array([[1, 2], [2, 4]]) / np.sqrt([[5], [20]])
+    assert distill.embedding_loss(alike, apart) == pytest.approx(np.square(rows - np.eye(2)).mean(), rel=1e-6)
+    turned = jnp.array([[0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
+    assert distill.embedding_loss(3 * turned, turned @ jnp.eye(3)[:, ::-1]) == pytest.approx(0, abs=1e-9)
+
+
+def test_embeddings_are_asked_for_only_where_they_count():
+    config, teachers = tiny_config("efficientat"), [teacher("efficientat", 0.25), teacher("ast", 0.75)]
+    assert said(teachers, config).embeddings == []
+    config.distill.embedding = 2.0
+    found = said(teachers, config).embeddings
+    assert [float(weight) for weight, _ in found] == [0.25, 0.75]
+    _, told = step_with([teacher("ast")], 0.5, embedding=2.0)
+    parts = 0.5 * told["distillation_loss"] + 0.5 * told["class_loss"] + 2 * told["embedding_loss"]
+    assert told["loss"] == pytest.approx(float(parts), rel=1e-5)
+    assert told["embedding_loss"] > 0
+
+
 # --------------------------------------------------------------------------------------------------------- the step
 
 
-def step_with(teachers, alpha, **changes):
+def step_with(teachers, alpha, embedding=0.0, **changes):
     """The parameters and numbers after one step of a student from the same weights, by plain gradient descent."""
-    config = tiny_config("ast", distill={"alpha": alpha}, **changes)
+    config = tiny_config("ast", distill={"alpha": alpha, "embedding": embedding}, **changes)
     student = random_model("ast", 9)
     optimizer = optax.sgd(0.1)
     step = make_train_step("ast", student.config, optimizer, config, teachers=teachers)
@@ -141,11 +166,35 @@ def test_both_parts_add_up():
     assert found["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_strokes_that_a_teacher_hears():
+    """They take the place of those that fell as far as `config.distill.strokes` says: at 1, whatever the clip's own
+    strokes are, the student learns the same."""
+    model = random_model("strokes")
+    spec, teachers = model.config.frontend, [distill.Teacher("strokes", random_model("strokes", 5), 1.0)]
+    optimizer = optax.sgd(0.1)
+
+    def step(share, struck):
+        config = tiny_config("strokes", distill={"strokes": share})
+        step = make_train_step("strokes", model.config, optimizer, config, teachers=teachers)
+        n_frames = round(spec.window_s * model.config.strokes_per_second)
+        fell = FrameTargets(*[jnp.full((4, n_frames), struck)] * 4)
+        state = TrainState.create(jax.tree.map(jnp.copy, model.params), dict(model.stats), optimizer)
+        rows = batch(rate=spec.sample_rate) | {"stroke_targets": fell}
+        state, found = step(state, distill.arrays(teachers), rows)
+        return jax.device_get(state.params), jax.device_get(found)
+
+    (taught, found), (same, _), (true, _) = step(1.0, 0.0), step(1.0, 1.0), step(0.0, 1.0)
+    assert_alike(taught, same)
+    assert any(np.abs(taught[path] - true[path]).max() > 1e-6 for path in true)
+    parts = 0.7 * found["distillation_loss"] + 0.3 * found["class_loss"] + found["taught_stroke_loss"]
+    assert found["loss"] == pytest.approx(float(parts), rel=1e-5)
+
+
 def test_no_gradient_reaches_a_teacher():
     config = tiny_config("efficientat")
     teachers = [teacher("ast")]
-    answer = distill.taught(teachers, FrontendSpec(sample_rate=RATE, window_s=0.5), config)
-    loss = lambda given: answer(given, jax.random.key(0), batch())[:, 0].sum()  # noqa: E731
+    answer = distill.taught(teachers, random_model("efficientat").config, config)
+    loss = lambda given: answer(given, jax.random.key(0), batch()).probabilities[:, 0].sum()  # noqa: E731
     gradients = jax.grad(loss)(distill.arrays(teachers))
     assert gradients
     assert all(not np.any(g) for g in gradients.values())
@@ -175,8 +224,9 @@ def test_a_run_keeps_nothing_of_its_teachers(folder, tmp_path):
 @pytest.mark.parametrize("preset", ["", "smoke", "small", "full"])
 def test_its_config_wants_a_teacher(preset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    config = distill_efficientat.get_config(preset)
     with pytest.raises(InputError, match="there is no teacher in TEACHER"):
-        distill.load(distill_efficientat.get_config(preset), FrontendSpec())
+        distill.load(config, start.network(config))
 
 
 @pytest.mark.parametrize(
@@ -191,11 +241,15 @@ def test_its_config_wants_a_teacher(preset, tmp_path, monkeypatch):
         ("mean", "mean='median' is unknown"),
         ("weights", "must be 1 numbers, not negative"),
         ("strokes alone", "names nothing from sound"),
+        ("deaf student", "needs a student that hears strokes: --config.model.head=strokes"),
+        ("deaf teacher", "no teacher hears strokes at the student's 200 frames a second (theirs: 0; 0 are none)"),
+        ("embedding", "embedding=-1.0 must not be negative"),
     ],
 )
 def test_refusals(folder, tmp_path, wrong, says):
     config = tiny_config("efficientat", teachers=(str(folder),))
-    student = FrontendSpec(sample_rate=RATE, window_s=2.5 if wrong == "window" else 0.5)
+    if wrong == "window":
+        config.model.window_s = 2.5
     if wrong == "missing":
         config.teachers = (str(tmp_path / "nowhere"),)
     elif wrong == "empty":
@@ -220,5 +274,11 @@ def test_refusals(folder, tmp_path, wrong, says):
         config.distill.weights = (0.5, 0.5)
     elif wrong == "strokes alone":
         config.strokes.stage = "hearing"
-    with pytest.raises(InputError, match=says):
-        distill.load(config, student)
+    elif wrong == "embedding":
+        config.distill.embedding = -1.0
+    elif wrong.startswith("deaf"):
+        config.distill.strokes = 0.5
+        if wrong == "deaf teacher":
+            config.model.head, config.strokes.stage = "strokes", "joint"
+    with pytest.raises(InputError, match=re.escape(says)):
+        distill.load(config, start.network(config))

@@ -78,6 +78,18 @@ def test_a_difference_is_that_of_the_scores_and_turns_with_the_runs():
     np.testing.assert_array_equal(significance.difference(players, labels, a, a), [0, 0, 0])
 
 
+def test_a_share_is_that_of_the_scores():
+    rng = np.random.default_rng(0)
+    players, labels = np.repeat(np.arange(12), 10), np.tile(np.arange(10), 12)
+    a, b = rng.random(120) < 0.6, rng.random(120) < 0.8
+    scores = [significance.by_player(players, labels, ok).value for ok in (a, b)]
+    found = significance.ratio(players, labels, a, b)
+    assert found.value == pytest.approx(scores[0] / scores[1])
+    assert found.low < found.value < found.high
+    np.testing.assert_allclose(significance.ratio(players, labels, b, b), 1)
+    assert np.isnan(significance.ratio(players, labels, a, np.zeros(120, bool))).all()
+
+
 # --------------------------------------------------------------------------------------------------------------- pairs
 
 

@@ -14,7 +14,7 @@ from sousa_jax import predictions, publish
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SECTIONS = (
     "answers", "leaderboard", "pairs", "confusion", "rudiments", "hardest", "groups", "shortcuts", "calibration",
-    "curves", "cost", "ablations", "settings", "published", "apart",
+    "curves", "cost", "distillation", "ablations", "settings", "published", "apart",
 )  # fmt: skip
 
 pytestmark = pytest.mark.slow

@@ -121,6 +121,7 @@ def train_batches(
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             strokes_per_second=strokes_per_second,
+            crops=data.get("crops", 0),
         )
 
     if data.path == "synth" or not sound:

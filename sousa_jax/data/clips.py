@@ -134,6 +134,14 @@ def random_start(n_clip: int, n_samples: int, rng: np.random.Generator) -> int:
     return int(rng.integers(n_clip if n_clip < n_samples else n_clip - n_samples + 1))
 
 
+def crop_start(n_clip: int, n_samples: int, crop: int, n_crops: int) -> int:
+    """Where the `crop`-th of `n_crops` evenly spaced windows of a clip begins: 0 is at its start, the last one of a
+    clip that is longer than a window at its end; those of a shorter clip begin at so many phases of it."""
+    if n_clip < n_samples:
+        return crop * n_clip // n_crops
+    return round(crop * (n_clip - n_samples) / max(1, n_crops - 1))
+
+
 def window_starts(n_clip: int, n_window: int, hop: int) -> list[int]:
     """Where the windows of an evaluated clip start, in samples.
 

@@ -7,6 +7,7 @@ A batch is a dict of arrays with `batch_size / process_count` rows:
     clip       (B,) int32     row of the clip in `clips.table`; -1 in a padding row
     mask       (B,) bool      False where a row must not be counted
     stroke_targets            `FrameTargets` (B, n_frames), if asked for
+    crop       (B,) int32     which of a clip's crops it is, in training on a number of them
 
 Training has no state but a number: the sample position p, the count of rows made before. What row p holds (which
 clip, cut where) is a function of (seed, p) alone, so a run resumes exactly where it stopped, whatever the number of
@@ -25,7 +26,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from sousa_jax.data.clips import BadClip, Clips, loop_fill, random_start, trim_tail, window_starts
+from sousa_jax.data.clips import BadClip, Clips, crop_start, loop_fill, random_start, trim_tail, window_starts
 from sousa_jax.data.frame_targets import FrameTargets, count_frames, place_on_frames
 from sousa_jax.data.layouts import STREAM_ROWS
 from sousa_jax.data.sousa import EncodedClip, StreamedClips
@@ -104,6 +105,7 @@ class TrainBatches:
       process_index, process_count: which rows of the global batch this process makes.
       strokes_per_second: frames a second of `stroke_targets`, of which a window has
         `round(window_s * strokes_per_second)`; 0: batches have none, and the clips need not know their strokes.
+      crops: evenly spaced places where a clip is cut (`crop_start`); 0: anywhere.
 
     Raises:
       InputError: a combination that cannot be had; from `next` when there are too many bad clips or no strokes.
@@ -125,7 +127,11 @@ class TrainBatches:
         process_index: int = 0,
         process_count: int = 1,
         strokes_per_second: int = 0,
+        crops: int = 0,
     ):
+        if crops < 0:
+            raise InputError(f"config.data.crops is {crops}; it must be a number of places, or 0 for anywhere")
+        self._crops = crops
         self._clips, self._seed, self._bad, self._sample_rate = clips, seed, bad, sample_rate
         self._n_samples = _window_samples(window_s, sample_rate)
         self._n_frames, self._strokes_per_second = count_frames(window_s, strokes_per_second), strokes_per_second
@@ -169,6 +175,8 @@ class TrainBatches:
         def rows() -> Iterator[tuple[Batch, int, int, _Pick]]:
             for first in itertools.count(start, self._batch_size):
                 batch = _empty_batch(len(self._rows), self._n_samples, self._n_frames)
+                if self._crops:
+                    batch["crop"] = np.zeros(len(self._rows), np.int32)
                 for row, j in enumerate(self._rows):
                     yield batch, row, first + j, next(picks)
 
@@ -190,7 +198,12 @@ class TrainBatches:
             except BadClip as bad:
                 self._bad.add(bad)
                 continue
-            start = random_start(len(wave), self._n_samples, _rng(self._seed, _CROP, p))
+            rng = _rng(self._seed, _CROP, p)
+            if self._crops:
+                batch["crop"][row] = crop = rng.integers(self._crops)
+                start = crop_start(len(wave), self._n_samples, int(crop), self._crops)
+            else:
+                start = random_start(len(wave), self._n_samples, rng)
             window = _Window.cut(wave, start, self._n_samples, self._sample_rate, strokes)
             window.fill(batch, row, clip, self._strokes_per_second)
             return batch

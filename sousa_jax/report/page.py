@@ -44,7 +44,7 @@ def write(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"interval": _interval, "number": _number, "signed": _signed, "p": _p}
+    environment.filters |= {"ends": _ends_told, "interval": _interval, "number": _number, "signed": _signed, "p": _p}
     environment.filters["percent"] = analysis.percent
     (folder / MARKDOWN).write_text(environment.get_template("report.md").render(shown), "utf-8")
     drawings = {name: figures.inline(name, figure) for name, figure in drawn.items() if name != "confusion"}
@@ -106,6 +106,11 @@ def _confusions(findings: Findings) -> str:
 def _interval(interval: Interval) -> str:
     told = "" if np.isnan(interval.low) else f" ({interval.low:.3f} … {interval.high:.3f})"
     return f"{interval.value:.3f}{told}"
+
+
+def _ends_told(ends: list[float | None]) -> str:
+    """Of an interval as JSON has it."""
+    return _interval(Interval(*(np.nan if end is None else end for end in ends)))
 
 
 def _signed(interval: Interval) -> str:

@@ -25,6 +25,7 @@ class Run:
       cost: `cost.json`, the same.
       curves: a row a step that was noted, with `step` and a column a number; the same.
       summary: `test_metrics.json`, the same.
+      retention: `retention.json`, of a run that had teachers; else empty.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Run:
     cost: dict[str, Any]
     curves: pd.DataFrame
     summary: dict[str, Any]
+    retention: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def hears(self) -> bool:
@@ -114,7 +116,8 @@ def _read(folder: pathlib.Path, name: str) -> Run:
     home = next((place for place in (results, *results.parents[:2]) if (place / "config.json").is_file()), results)
     curves = _curves(home / "logs" / "scalars.jsonl")
     record, cost = _json(home / "config.json"), _json(home / "results" / "cost.json")
-    return Run(name, folder, answers, record, cost, curves, _json(results / "test_metrics.json"))
+    summary, retention = _json(results / "test_metrics.json"), _json(results / "retention.json")
+    return Run(name, folder, answers, record, cost, curves, summary, retention)
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

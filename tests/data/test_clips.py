@@ -10,7 +10,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sousa_jax.data.clips import BadClip, loop_fill, random_window, trim_tail, window_starts
+from sousa_jax.data.clips import BadClip, crop_start, loop_fill, random_window, trim_tail, window_starts
 
 RATE = 800  # Hz: a frame of trim_tail has 8 samples
 
@@ -64,6 +64,17 @@ def test_a_window_is_a_copy():
     wave = np.ones(8, np.float32)
     loop_fill(wave, 4, 2)[:] = 0
     assert wave.all(), "augmenting a window must not change the clip it came from"
+
+
+@given(st.integers(1, 1000), st.integers(1, 300), st.integers(1, 20))
+def test_crops_are_windows_of_the_clip_evenly_apart(n_clip, n_window, n_crops):
+    starts = [crop_start(n_clip, n_window, crop, n_crops) for crop in range(n_crops)]
+    wave = np.arange(n_clip)
+    assert all(loop_fill(wave, n_window, start).shape == (n_window,) for start in starts)
+    assert starts[0] == 0
+    if n_clip >= n_window and n_crops > 1:
+        assert starts[-1] == n_clip - n_window
+    assert np.ptp(np.diff([*starts, n_clip] if n_clip < n_window else starts) if n_crops > 1 else [0]) <= 1
 
 
 @pytest.mark.parametrize(("n", "start"), [(4, 4), (4, -1), (10, 5), (0, 0)])

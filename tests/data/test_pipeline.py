@@ -15,7 +15,7 @@ from small_sousa import ClickClips, FakeClips, rows, write_hub, write_strokes
 from test_ordered_map import pool_threads
 
 from sousa_jax.data import pipeline
-from sousa_jax.data.clips import BadClip
+from sousa_jax.data.clips import BadClip, crop_start, loop_fill, trim_tail
 from sousa_jax.data.layouts import labelled
 from sousa_jax.data.pipeline import BadClips, TrainBatches, eval_batches
 from sousa_jax.data.sousa import StreamedClips, decode, open_clips, stream_clips
@@ -463,3 +463,22 @@ def test_labels_of_a_stream_are_checked_as_they_come(small_hub):
     with pytest.raises(InputError, match="did you mean 'flam_tap'"):
         evaluate(StreamedClips("train", "0", [bad]))
     assert labelled(shards[0].rows(0).__next__()[0], "x")["label"].dtype == np.int32
+
+
+def test_crops_are_the_places_of_the_length_policy(small_hub):
+    """Training on a few places of each clip cuts exactly there and says which one it was; a resumed run draws the same
+    ones."""
+    clips = open_clips(small_hub, "train")
+    batches = take(train(clips, crops=3), 30)
+    seen = set()
+    for batch, _ in batches:
+        for clip, crop, window in zip(batch["clip"], batch["crop"], batch["waveform"], strict=True):
+            wave = trim_tail(clips.waveform(int(clip), RATE), RATE)
+            expected = loop_fill(wave, N_SAMPLES, crop_start(len(wave), N_SAMPLES, int(crop), 3))
+            np.testing.assert_array_equal(window, expected)
+            seen.add((int(clip), int(crop)))
+    assert len(seen) > 70, "of 30 clips at 3 places, in 120 draws"
+    later = take(train(clips, position=batches[6][1], crops=3), 3)
+    assert_same([batch for batch, _ in later], [batch for batch, _ in batches[7:10]])
+    with pytest.raises(InputError, match="crops is -1"):
+        train(clips, crops=-1)
