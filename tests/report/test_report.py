@@ -1,15 +1,18 @@
 """`python -m sousa_jax.report`: files that stand alone, as a whole or not at all."""
 
 import html.parser
+import json
 import re
 
 import pandas as pd
 import pytest
 
 from benchmarks.report import made_up_clips, make
+from sousa_jax import predictions, retention, significance
 from sousa_jax.data.sousa import open_clips
 from sousa_jax.report import __main__ as program
 from sousa_jax.report.page import leaderboard  # noqa: F401 (what a user may import)
+from sousa_jax.retention import Network, Size
 
 CLIPS = made_up_clips(120)
 
@@ -135,6 +138,28 @@ def test_runs_that_stand_apart_are_told_on_the_page(runs, tmp_path, capsys):
     assert "not compared: gone: " in capsys.readouterr().out
     for name in ("report.html", "report.md"):
         assert "does not exist" in (tmp_path / "report" / name).read_text()
+
+
+def test_a_student_stands_beside_its_teachers(runs, tmp_path):
+    """What its run wrote of them, a table with a row each."""
+    size = Size(1_500_000, 2e9, 12.5)
+    networks = [
+        Network(role, folder.name, predictions.read(folder), size)
+        for role, folder in zip((retention.STUDENT, retention.TOGETHER), runs[::-1], strict=True)
+    ]
+    found = retention.summarize(networks, significance.pairs({n.role: n.answers for n in networks}))
+    student = make(tmp_path / "student", CLIPS, 0.4, 1)
+    (student / "results" / retention.JSON).write_text(json.dumps(found))
+    program.main([str(student), str(runs[0]), f"--out={tmp_path / 'report'}"])
+    kept = found["retention"]["all windows"]
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "report" / name).read_text()
+        assert "It keeps {:.3f} ({:.3f} … {:.3f})".format(*kept) in text
+        assert "teachers together is better than student" in text
+        assert "1.0 times fewer parameters" in text
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("<td>1.500</td><td>2.000</td><td>12.5</td>") == 2
+    assert "No run here had teachers" not in page
 
 
 def test_real_clips_can_be_heard(sousa_mini, tmp_path):
