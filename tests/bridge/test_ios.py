@@ -47,7 +47,7 @@ def vectors() -> dict:
     for name, wave in clips.items():
         wave = np.asarray(wave, np.float32)
         samples = [float(f"{x:.3f}") for x in wave]
-        tails.append({"name": name, "wave": samples, "sample_rate": RATE, "length": len(trim_tail(wave, RATE))})
+        tails.append({"name": name, "wave": samples, "rate": RATE, "length": len(trim_tail(wave, RATE))})
     fills = []
     for n, count, start in [(5, 12, 0), (5, 12, 3), (1, 4, 0), (7, 7, 0), (9, 4, 5), (9, 4, 2)]:
         wave = np.arange(1, n + 1)

@@ -122,7 +122,8 @@ public actor Microphone {
     private enum Reaction: Sendable { case wait, restart, giveUp }
 
     private func observe(_ name: Notification.Name, _ reaction: @escaping @Sendable ([AnyHashable: Any]?) -> Reaction) {
-        let observer = NotificationCenter.default.addObserver(forName: name, object: nil, queue: nil) { [weak self] note in
+        let center = NotificationCenter.default
+        let observer = center.addObserver(forName: name, object: nil, queue: nil) { [weak self] note in
             let reaction = reaction(note.userInfo)
             Task { await self?.react(reaction) }
         }

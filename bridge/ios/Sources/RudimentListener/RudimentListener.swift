@@ -6,7 +6,7 @@ import RudimentWindows
 /// What is known after a window.
 public struct Reading: Sendable {
     /// All rudiments, the likeliest first, of the last windows together.
-    public let ranked: [(rudiment: Rudiment, probability: Double)]
+    public let ranked: [Candidate]
     /// Of the newest window alone.
     public let answer: Answer
     /// From its last sample to this reading; nil through SoundAnalysis, which does not tell its own time.
@@ -74,7 +74,8 @@ public final class RudimentListener: Sendable {
                 let latency = Latency(
                     hardwareBuffer: await microphone.bufferLatency, polling: Self.period,
                     resampler: Self.resamplerAllowance, inference: start.duration(to: .now).inSeconds)
-                report(Reading(ranked: rank(session.answer(answer.inOrder)), answer: answer, latency: latency))
+                report(
+                    Reading(ranked: Candidate.ranked(session.answer(answer.inOrder)), answer: answer, latency: latency))
             }
             try await Task.sleep(for: .seconds(Self.period))
         }
@@ -92,14 +93,10 @@ public final class RudimentListener: Sendable {
             analysis = stream
             stream.analyze(piece.samples)
             for answer in try stream.takeAnswers() {
-                report(Reading(ranked: rank(smoother.add(answer.inOrder)), answer: answer, latency: nil))
+                report(Reading(ranked: Candidate.ranked(smoother.add(answer.inOrder)), answer: answer, latency: nil))
             }
             try await Task.sleep(for: .seconds(Self.period))
         }
-    }
-
-    private func rank(_ probabilities: [Double]) -> [(rudiment: Rudiment, probability: Double)] {
-        zip(Rudiment.all, probabilities).map { (rudiment: $0, probability: $1) }.sorted { $0.probability > $1.probability }
     }
 }
 #endif

@@ -84,8 +84,9 @@ public final class RudimentModel: @unchecked Sendable {
         for (label, probability) in named {
             if let slug = label as? String { probabilities[slug] = probability.doubleValue }
         }
-        let strokes = output.featureValue(for: Self.strokesOutput)?.multiArrayValue
-        return Answer(probabilities: probabilities, strokes: strokes.map { MLShapedArray<Float>(converting: $0).scalars })
+        let heard = output.featureValue(for: Self.strokesOutput)?.multiArrayValue
+        let strokes = heard.map { MLShapedArray<Float>(converting: $0).scalars }
+        return Answer(probabilities: probabilities, strokes: strokes)
     }
 }
 

@@ -42,7 +42,7 @@ public struct CheckScreen: View {
         }
     }
 
-    private static func check(_ model: RudimentModel, _ golden: GoldenClip?) -> [Line] {
+    nonisolated private static func check(_ model: RudimentModel, _ golden: GoldenClip?) -> [Line] {
         do {
             return try [goldenLine(model, golden), speedLine(model.measureInference())]
         } catch {
@@ -50,15 +50,16 @@ public struct CheckScreen: View {
         }
     }
 
-    private static func goldenLine(_ model: RudimentModel, _ golden: GoldenClip?) throws -> Line {
+    nonisolated private static func goldenLine(_ model: RudimentModel, _ golden: GoldenClip?) throws -> Line {
         guard let golden else { return Line(text: "The app holds no golden.json", isGood: false) }
         let (names, strokes) = try model.check(golden)
         let isGood = names.isWithin() && (strokes ?? 0) <= GoldenClip.allowedDifference
         let heard = strokes.map { ", strokes by \($0.formatted())" } ?? ""
-        return Line(text: "Golden clip differs by \(names.probability.formatted()) (\(names.slug))\(heard)", isGood: isGood)
+        let text = "Golden clip differs by \(names.probability.formatted()) (\(names.slug))\(heard)"
+        return Line(text: text, isGood: isGood)
     }
 
-    private static func speedLine(_ times: InferenceTimes) -> Line {
+    nonisolated private static func speedLine(_ times: InferenceTimes) -> Line {
         let text =
             "Inference \(milliseconds(times.median)), 95 % within \(milliseconds(times.percentile95)), "
             + "longest \(milliseconds(times.seconds.last ?? 0)), \(times.seconds.count) runs"

@@ -28,7 +28,7 @@ public struct ListenScreen: View {
             }
             Spacer()
             if let latency = reading?.latency {
-                Text("\(milliseconds(latency.total)) after the last sample, \(milliseconds(latency.inference)) of it inference")
+                Text("Latency \(milliseconds(latency.total)), of which inference \(milliseconds(latency.inference))")
                     .foregroundStyle(latency.isAllowed ? Color.secondary : Color.red)
             }
             if let problem { Text(problem).foregroundStyle(Color.red) }
@@ -65,5 +65,7 @@ public struct ListenScreen: View {
 }
 
 /// Seconds for people.
-func milliseconds(_ seconds: Double) -> String { "\((seconds * 1000).formatted(.number.precision(.fractionLength(1)))) ms" }
+func milliseconds(_ seconds: Double) -> String {
+    "\((seconds * 1000).formatted(.number.precision(.fractionLength(1)))) ms"
+}
 #endif

@@ -115,10 +115,11 @@ public struct GoldenClip: Decodable, Sendable {
         }
     }
 
-    /// Little-endian float32, as all processors that Swift runs on here have them.
+    /// The numbers of little-endian float32.
     static func floats(_ data: Data) -> [Float] {
-        stride(from: 0, to: data.count - data.count % 4, by: 4).map { offset in
-            let bits = (0..<4).reduce(UInt32(0)) { $0 | UInt32(data[data.startIndex + offset + $1]) << (8 * UInt32($1)) }
+        let bytes = [UInt8](data)
+        return stride(from: 0, to: bytes.count - bytes.count % 4, by: 4).map { i in
+            let bits = (0..<4).reduce(UInt32(0)) { $0 | UInt32(bytes[i + $1]) << UInt32(8 * $1) }
             return Float(bitPattern: bits)
         }
     }

@@ -10,7 +10,7 @@ public struct InferenceTimes: Sendable {
     }
 
     /// Runs `body` and measures it; the first runs, which load and compile, are not counted.
-    public static func measure(warmUps: Int = 5, runs: Int = 100, _ body: () throws -> Void) rethrows -> InferenceTimes {
+    public static func measure(warmUps: Int = 5, runs: Int = 100, _ body: () throws -> Void) rethrows -> Self {
         for _ in 0..<warmUps { try body() }
         var seconds: [Double] = []
         for _ in 0..<runs {

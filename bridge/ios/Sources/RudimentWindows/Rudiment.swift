@@ -64,3 +64,18 @@ public struct Rudiment: Hashable, Sendable {
     /// The rudiment of a slug; nil if there is none.
     public static func named(_ slug: String) -> Rudiment? { bySlug[slug] }
 }
+
+/// A rudiment that may be it, and how likely that is.
+public struct Candidate: Hashable, Sendable {
+    public let rudiment: Rudiment
+    public let probability: Double
+
+    /// The likeliest first.
+    ///
+    /// - Parameter probabilities: in the order of `Rudiment.all`.
+    public static func ranked(_ probabilities: [Double]) -> [Candidate] {
+        zip(Rudiment.all, probabilities)
+            .map { Candidate(rudiment: $0, probability: $1) }
+            .sorted { $0.probability > $1.probability }
+    }
+}

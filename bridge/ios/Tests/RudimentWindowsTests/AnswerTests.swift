@@ -46,6 +46,15 @@ final class AnswerTests: XCTestCase {
         XCTAssertEqual(Rudiment.named("single_paradiddle")?.name, "Single Paradiddle")
         XCTAssertNil(Rudiment.named("Single Paradiddle"))
     }
+
+    func testTheLikeliestComesFirst() {
+        var probabilities = [Double](repeating: 0.01, count: 40)
+        (probabilities[10], probabilities[28]) = (0.2, 0.42)
+        let ranked = Candidate.ranked(probabilities)
+        XCTAssertEqual(ranked.prefix(2).map(\.rudiment.slug), ["single_paradiddle", "flam"])
+        XCTAssertEqual(ranked[0].probability, 0.42)
+        XCTAssertEqual(ranked.count, 40)
+    }
 }
 
 final class InferenceTimesTests: XCTestCase {

@@ -5,7 +5,7 @@ import XCTest
 final class LengthPolicyTests: XCTestCase {
     func testTailsAreCutAsInPython() throws {
         for tail in try Vectors.load().tails {
-            let length = LengthPolicy.lengthWithoutTail(tail.wave, sampleRate: tail.sample_rate)
+            let length = LengthPolicy.lengthWithoutTail(tail.wave, sampleRate: tail.rate)
             XCTAssertEqual(length, tail.length, tail.name)
         }
     }

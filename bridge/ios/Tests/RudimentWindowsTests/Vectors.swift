@@ -8,7 +8,7 @@ struct Vectors: Decodable {
     struct Tail: Decodable {
         let name: String
         let wave: [Float]
-        let sample_rate: Int
+        let rate: Int
         let length: Int
     }
     struct Fill: Decodable {
