@@ -1,7 +1,7 @@
 """The Swift package says what the Python side says: the same rudiments, constants and numbers; and it is put together
 so that its plain logic builds without Apple's frameworks. Swift itself tests the rest (`swift test`).
 
-    python tests/bridge/test_ios.py      writes vectors.json anew
+    python -m tests.bridge.test_ios      writes vectors.json anew
 """
 
 import inspect
@@ -52,17 +52,11 @@ def vectors() -> dict:
     for n, count, start in [(5, 12, 0), (5, 12, 3), (1, 4, 0), (7, 7, 0), (9, 4, 5), (9, 4, 2)]:
         wave = np.arange(1, n + 1)
         fills.append({"clip": n, "count": count, "start": start, "filled": loop_fill(wave, count, start).tolist()})
-    starts = []
-    for clip, window, hop in [
-        (3, 10, 5),
-        (10, 10, 5),
-        (11, 10, 5),
-        (25, 10, 5),
-        (26, 10, 4),
-        (35, 10, 10),
-        (15, 10, 3),
-    ]:
-        starts.append({"clip": clip, "window": window, "hop": hop, "starts": window_starts(clip, window, hop)})
+    cases = [(3, 10, 5), (10, 10, 5), (11, 10, 5), (25, 10, 5), (26, 10, 4), (35, 10, 10), (15, 10, 3)]
+    starts = [
+        {"clip": clip, "window": window, "hop": hop, "starts": window_starts(clip, window, hop)}
+        for clip, window, hop in cases
+    ]
     log_probs = np.asarray(jax.nn.log_softmax(rng.normal(0, 3, (4, len(SLUGS)))), np.float64)
     smoothed = dict(likeliest(log_probs.mean(0), len(SLUGS)))
     return {
@@ -96,7 +90,7 @@ def close(found, expected) -> bool:
 
 
 def test_swift_is_tested_with_numbers_of_the_python_functions():
-    assert close(json.loads(VECTORS.read_text("utf-8")), vectors()), "python tests/bridge/test_ios.py writes them anew"
+    assert close(json.loads(VECTORS.read_text("utf-8")), vectors()), "python -m tests.bridge.test_ios writes them anew"
 
 
 def test_the_numbers_tell_halves_rounded_up_from_halves_rounded_to_even():

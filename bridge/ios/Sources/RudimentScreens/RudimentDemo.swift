@@ -5,7 +5,7 @@ import SwiftUI
 
 /// An app in one view: loads the model and the golden clip of the app's bundle and shows both screens.
 ///
-///     @main struct Demo: App { var body: some Scene { WindowGroup { RudimentDemo(modelNamed: "Rudiments") } } }
+///     @main struct Demo: App { var body: some Scene { WindowGroup { RudimentDemo(modelNamed: "RudimentClassifier") } } }
 public struct RudimentDemo: View {
     private let modelName: String
     @State private var model: RudimentModel?
