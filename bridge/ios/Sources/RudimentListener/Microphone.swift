@@ -89,19 +89,23 @@ public actor Microphone {
             throw Problem.noInput
         }
         sampleRate = format.sampleRate
-        let ring = self.ring
-        // The audio thread: copies the first channel and does nothing else.
-        let sink = AVAudioSinkNode { _, frameCount, audio -> OSStatus in
+        let sink = Self.sink(into: ring)
+        engine.attach(sink)
+        engine.connect(input, to: sink, format: format)
+        engine.prepare()
+        try engine.start()
+    }
+
+    /// Copies the first channel and does nothing else. Static, since its block is called by the audio thread and must not
+    /// belong to the actor.
+    private static func sink(into ring: RingBuffer) -> AVAudioSinkNode {
+        AVAudioSinkNode { _, frameCount, audio -> OSStatus in
             let buffers = UnsafeMutableAudioBufferListPointer(UnsafeMutablePointer(mutating: audio))
             if let samples = buffers[0].mData?.assumingMemoryBound(to: Float.self) {
                 ring.write(UnsafeBufferPointer(start: samples, count: Int(frameCount)))
             }
             return noErr
         }
-        engine.attach(sink)
-        engine.connect(input, to: sink, format: format)
-        engine.prepare()
-        try engine.start()
     }
 
     // MARK: - What may happen meanwhile

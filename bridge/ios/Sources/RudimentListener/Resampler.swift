@@ -9,6 +9,8 @@ final class Resampler {
     private let input: AVAudioFormat
     private let output: AVAudioFormat
     private let converter: AVAudioConverter
+    /// The piece that the converter has not taken yet.
+    private var waiting: AVAudioPCMBuffer?
 
     /// - Parameters:
     ///   - inputRate: Hz.
@@ -29,13 +31,12 @@ final class Resampler {
         guard let piece = AVAudioPCMBuffer.mono(samples, format: input),
             let converted = AVAudioPCMBuffer(pcmFormat: output, frameCapacity: AVAudioFrameCount(longest))
         else { throw Failed() }
-        var waiting: AVAudioPCMBuffer? = piece
+        waiting = piece
         var problem: NSError?
-        let status = converter.convert(to: converted, error: &problem) { _, inputStatus in
-            let next = waiting
-            waiting = nil
-            inputStatus.pointee = next == nil ? .noDataNow : .haveData
-            return next
+        let status = converter.convert(to: converted, error: &problem) { [unowned self] _, inputStatus in
+            defer { waiting = nil }
+            inputStatus.pointee = waiting == nil ? .noDataNow : .haveData
+            return waiting
         }
         guard status != .error, let channel = converted.floatChannelData else { throw problem ?? Failed() }
         return Array(UnsafeBufferPointer(start: channel[0], count: Int(converted.frameLength)))
