@@ -117,10 +117,11 @@ public struct GoldenClip: Decodable, Sendable {
 
     /// The numbers of little-endian float32.
     static func floats(_ data: Data) -> [Float] {
-        let bytes = [UInt8](data)
-        return stride(from: 0, to: bytes.count - bytes.count % 4, by: 4).map { i in
-            let bits = (0..<4).reduce(UInt32(0)) { $0 | UInt32(bytes[i + $1]) << UInt32(8 * $1) }
-            return Float(bitPattern: bits)
+        data.withUnsafeBytes { bytes in
+            (0..<bytes.count / 4).map { i -> Float in
+                let bits = bytes.loadUnaligned(fromByteOffset: 4 * i, as: UInt32.self)
+                return Float(bitPattern: UInt32(littleEndian: bits))
+            }
         }
     }
 }

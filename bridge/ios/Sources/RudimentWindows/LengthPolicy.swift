@@ -40,8 +40,10 @@ public enum LengthPolicy {
         let rest = clip - window
         if rest <= 0 { return [0] }
         let gaps = (rest + hop - 1) / hop
-        // Halves go to the even neighbour, as Python rounds.
-        return (0...gaps).map { Int((Double($0 * rest) / Double(gaps)).rounded(.toNearestOrEven)) }
+        return (0...gaps).map { gap -> Int in
+            let start = Double(gap * rest) / Double(gaps)
+            return Int(start.rounded(.toNearestOrEven))  // as Python rounds halves
+        }
     }
 
     /// Samples in a frame whose loudness is measured.

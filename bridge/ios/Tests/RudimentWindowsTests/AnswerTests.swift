@@ -37,8 +37,15 @@ final class AnswerTests: XCTestCase {
         XCTAssertEqual(latency.total, 0.052, accuracy: 1e-9)
         XCTAssertTrue(latency.isAllowed)
         XCTAssertFalse(Latency(hardwareBuffer: 0.1, polling: 0, resampler: 0, inference: 0.030).isAllowed)
-        XCTAssertEqual(
-            latency.untilChangeIsHeard(window: 5, hop: 2.5, smoothedWindows: 1), 2.5 + 2.5 + 0.052, accuracy: 1e-9)
+    }
+
+    func testTheGuidesTableOfChanges() {
+        let latency = Latency(hardwareBuffer: 0.010, polling: 0.010, resampler: 0.005, inference: 0.030)
+        let table = [(5, 2.5, 3, 7.6), (5, 0.5, 1, 3.1), (2, 1, 3, 3.1), (1.5, 0.25, 3, 1.3)]
+        for (window, hop, smoothed, expected) in table {
+            let found = latency.untilChangeIsHeard(window: window, hop: hop, smoothedWindows: smoothed)
+            XCTAssertEqual((found * 10).rounded() / 10, expected, accuracy: 1e-9)
+        }
     }
 
     func testRudimentsAreFoundBySlug() {
