@@ -43,9 +43,15 @@ FULL_DISK = "No space left on device"
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-    os.replace(file.name, path)
+        try:
+            json.dump(value, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.chmod(file.name, 0o644)  # temporary files are for one user only
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,15 @@ def test_round_trip(model, tmp_path):
         assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_json_is_there_as_a_whole_and_for_everyone(tmp_path):
+    checkpoint.write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(TypeError):
+        checkpoint.write_json(tmp_path / "x.json", {"a": object()})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o644
+
+
 def test_nothing_is_overwritten(model, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="already exists"):
