@@ -88,6 +88,26 @@ def conv(
     return function(*tensors, stride=strides, dilation=dilations, groups=groups).numpy()
 
 
+def avg_pool(
+    x: np.ndarray,
+    kernel_sizes: Axes,
+    strides: Axes = None,
+    pad_type: str = "valid",
+    pad: Axes = None,
+    exclude_padding_from_average: bool = False,
+    ceil_mode: bool = False,
+) -> np.ndarray:
+    """A convolution with equal weights; zeros of the padding count, or not."""
+    if ceil_mode:
+        raise NotImplementedError("avg_pool with ceil_mode")
+    channels, kernel = x.shape[1], _axes(kernel_sizes)
+    ones = np.ones((channels, 1, *kernel), np.float32)
+    total = conv(x, ones, None, strides, pad_type, pad, groups=channels)
+    if exclude_padding_from_average:
+        return total / conv(np.ones_like(x), ones, None, strides, pad_type, pad, groups=channels)
+    return total / np.float32(np.prod(kernel))
+
+
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | float = 0.0) -> np.ndarray:
     return x @ weight.T + bias
 
@@ -302,6 +322,7 @@ def constexpr_lut_to_dense(
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "abs": lambda x: np.abs(x),
     "add": lambda x, y: x + y,
+    "avg_pool": avg_pool,
     "batch_norm": batch_norm,
     "cast": cast,
     "ceil": lambda x: np.ceil(x),

@@ -231,6 +231,17 @@ def test_one_sided_padding_of_a_convolution():
     check("conv", dict(x=x, weight=weight, pad_type="custom", pad=[0, 2, 3, 1]), [expected], tolerance=1e-5)
 
 
+@pytest.mark.parametrize("exclude", [False, True])
+@pytest.mark.parametrize(("kernel", "strides", "sides"), [((2, 3), (2, 1), (0, 0)), ((3, 3), (1, 2), (1, 1))])
+def test_average_pooling_as_in_torch(kernel, strides, sides, exclude):
+    pool = torch.nn.functional.avg_pool2d
+    expected = pool(torch.from_numpy(X), kernel, strides, sides, count_include_pad=not exclude)
+    arguments = dict(x=X, kernel_sizes=kernel, strides=strides, exclude_padding_from_average=exclude)
+    check("avg_pool", arguments | dict(pad_type="custom", pad=[s for s in sides for _ in range(2)]), [expected])
+    with pytest.raises(NotImplementedError, match="ceil_mode"):
+        OPERATIONS["avg_pool"](**arguments, ceil_mode=True)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_slices_as_coremltools_takes_them(data):
