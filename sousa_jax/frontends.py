@@ -195,11 +195,11 @@ _MEL_POWER = {"efficientat": _efficientat, "torchlibrosa": _torchlibrosa, "kaldi
 
 def _power(frames: jax.Array, spec: FrontendSpec) -> jax.Array:
     """Power spectra `(B, T, n_fft / 2 + 1)` of frames `(B, T, win_length)`."""
-    spectrum = jnp.fft.rfft(frames * _window(spec), n=spec.n_fft)
+    spectrum = jnp.fft.rfft(frames * analysis_window(spec), n=spec.n_fft)
     return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
 
 
-def _window(spec: FrontendSpec) -> np.ndarray:
+def analysis_window(spec: FrontendSpec) -> np.ndarray:
     """`(win_length,)` float32."""
     if spec.window not in ("hanning", "povey", "periodic_hann"):
         raise ValueError(f"unknown window {spec.window!r}, known: 'hanning', 'povey', 'periodic_hann'")
@@ -253,7 +253,7 @@ def _slaney_bank(spec: FrontendSpec) -> np.ndarray:
 def _kaldi_bank(spec: FrontendSpec, rng: jax.Array | None) -> np.ndarray | jax.Array:
     """Kaldi's triangles without the Nyquist bin, `(n_fft / 2, n_mels)` float32; jittered if there is a key."""
     jittered = rng is not None and (spec.fmin_jitter_hz, spec.fmax_jitter_hz) != (1, 1)
-    return _training_mel_bank(spec, rng) if jittered else _mel_bank(spec)
+    return _training_mel_bank(spec, rng) if jittered else mel_bank(spec)
 
 
 def _mel_of_bins(spec: FrontendSpec) -> np.ndarray:
@@ -262,7 +262,7 @@ def _mel_of_bins(spec: FrontendSpec) -> np.ndarray:
     return 1127.0 * np.log(ratio.astype(np.float64)).astype(np.float32)  # a float32 log varies between machines
 
 
-def _mel_bank(spec: FrontendSpec) -> np.ndarray:
+def mel_bank(spec: FrontendSpec) -> np.ndarray:
     """The evaluation bank, Kaldi's triangles: linear in mel, peak one. `(n_fft / 2, n_mels)` float32.
 
     In float32 throughout, as official: the lowest bands hold one bin or two, and where such a bin lies near

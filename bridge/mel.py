@@ -1,0 +1,86 @@
+"""EfficientAT's frontend as slices and matrix products on real numbers, to lie inside an exported graph.
+
+The twin of `sousa_jax.frontends` for the kind `efficientat`, in evaluation. It must stay in float32: mel powers span
+more than half precision holds, from 1e-5 in silence (which half precision flushes to zero, and its logarithm with it) to
+over 65,504 in a loud clip.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from sousa_jax.errors import InputError
+from sousa_jax.frontends import FrontendSpec, analysis_window, mel_bank
+
+# Settings in which a spec may differ from EfficientAT's; the strokes model uses this freedom.
+_FREE = (
+    "sample_rate", "n_fft", "win_length", "hop_length", "n_mels", "fmin_hz", "fmax_hz", "fmin_jitter_hz",
+    "fmax_jitter_hz", "log_offset", "mean", "std", "window_s",
+)  # fmt: skip
+
+
+class LogMel(nn.Module):
+    """Samples `(n_samples,)` float32 → normalized log-mel spectrogram `(1, 1, n_mels, n_frames)`.
+
+    A power spectrum does not see a shift of its frame, and the window is symmetric. So a frame is taken around its
+    centre and folded there: cosines see only the sum of its halves, sines only their difference. That halves the
+    products and the constants, which are most of a small network's file; bins that no mel band reads are left out.
+
+    Raises `InputError` for a spec of another kind.
+    """
+
+    def __init__(self, spec: FrontendSpec):
+        super().__init__()
+        refuse_other_kinds(spec)
+        self.hop, self.half = spec.hop_length, spec.win_length // 2
+        self.n_frames = spec.n_frames(spec.window_samples)
+        self.block = math.gcd(self.hop, self.half)
+        self.log_offset, self.mean, self.std = spec.log_offset, spec.mean, spec.std
+        bank = mel_bank(spec)  # (n_fft / 2, n_mels)
+        heard = np.flatnonzero(bank.any(1))
+        bins = np.arange(heard[0], heard[-1] + 1)
+        taps = np.arange(self.half) + 0.5  # distance from the centre, in samples
+        angle = 2 * np.pi / spec.n_fft * np.outer(taps, bins)
+        window = analysis_window(spec)[self.half :, None].astype(np.float64)
+        for name, table in (("cosines", np.cos(angle) * window), ("sines", np.sin(angle) * window)):
+            self.register_buffer(name, torch.tensor(table, dtype=torch.float32), persistent=False)  # (half, bins)
+        self.register_buffer("bank", torch.tensor(bank[bins].T.copy()), persistent=False)  # (n_mels, bins)
+
+    def forward(self, samples: torch.Tensor) -> torch.Tensor:
+        x = samples.reshape(1, 1, 1, -1)
+        x = x[..., 1:] - 0.97 * x[..., :-1]
+        x = nn.functional.pad(x, (self.half, self.half, 0, 0), mode="reflect")
+        before, after = self._halves(x)
+        real = (after + before).matmul(self.cosines)
+        imaginary = (after - before).matmul(self.sines)
+        power = (real.square() + imaginary.square()).transpose(2, 3)  # (1, 1, bins, T)
+        log_mel = torch.log(self.bank.matmul(power) + self.log_offset)
+        return (log_mel - self.mean) / self.std
+
+    def _halves(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The half frame before each centre, backwards in time, and the one after it: `(1, 1, n_frames, half)`.
+
+        Put together of whole blocks, because strided slices are in every runtime, and framing is not.
+        """
+        per_hop, per_half = self.hop // self.block, self.half // self.block
+        span = (self.n_frames - 1) * per_hop + 1
+        n_blocks = span - 1 + 2 * per_half
+        blocks = x[..., : n_blocks * self.block].reshape(1, 1, n_blocks, self.block)
+        starts = [blocks[:, :, i : i + span : per_hop] for i in range(2 * per_half)]
+        return torch.cat(starts[:per_half], -1).flip(-1), torch.cat(starts[per_half:], -1)
+
+
+def refuse_other_kinds(spec: FrontendSpec) -> None:
+    """`InputError` unless `LogMel` can do what the spec says."""
+    like = dataclasses.replace(FrontendSpec(), **{name: getattr(spec, name) for name in _FREE})
+    for field in dataclasses.fields(spec):
+        found, expected = getattr(spec, field.name), getattr(like, field.name)
+        if found != expected:
+            raise InputError(
+                f"the frontend has {field.name} {found!r}; bridge/ has a twin only of EfficientAT's, with {expected!r}"
+            )
+    if spec.win_length % 2:
+        raise InputError(f"the frontend's window has {spec.win_length} samples; bridge/ folds it and needs an even number")
