@@ -134,7 +134,8 @@ def first_difference(program: Any, module: Any, samples: np.ndarray, limit: floa
     after = len(agree) - agree[::-1].index(True) if True in agree else 0
     if after == len(layers):
         return ""
-    return f"{layers[after - 1] if after else 'the samples'} agrees, what follows from {layers[after]} on does not"
+    before = f"the layers up to {layers[after - 1]} agree, " if after else ""
+    return f"{before}those from {layers[after]} on differ"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
