@@ -17,7 +17,15 @@ from torch import nn
 
 from sousa_jax.models.efficientat import BLOCKS, EPSILON, EfficientATConfig
 
-_ACTIVATIONS = {"relu": nn.ReLU, "hard_swish": nn.Hardswish}
+
+class HardSwish(nn.Module):
+    """Written out, because coremltools makes one operation more of `nn.Hardswish`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * nn.functional.hardsigmoid(x)
+
+
+_ACTIVATIONS = {"relu": nn.ReLU, "hard_swish": HardSwish}
 
 
 class EfficientAT(nn.Module):
@@ -155,7 +163,7 @@ class MLPHead(nn.Sequential):
 
     def __init__(self, width: int, config: EfficientATConfig):
         hidden = config.channels(1280)
-        layers = {"2": linear(width, hidden), "3": nn.Hardswish(), "5": linear(hidden, config.num_classes)}
+        layers = {"2": linear(width, hidden), "3": HardSwish(), "5": linear(hidden, config.num_classes)}
         super().__init__(OrderedDict(layers))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

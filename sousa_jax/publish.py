@@ -89,7 +89,7 @@ def assemble(run: pathlib.Path, out: pathlib.Path, repo: str = "USER/NAME") -> p
     Raises `InputError` if `run` is no finished run, if `out` is something else, or if a secret would be in it.
     """
     run, out = pathlib.Path(run).absolute(), pathlib.Path(out).absolute()
-    record, summary = _finished(run)
+    record, summary = finished(run)
     if out.exists() and not (out / README).is_file():
         raise InputError(f"{out} exists and holds no model card; choose another --out")
 
@@ -123,8 +123,8 @@ def assemble(run: pathlib.Path, out: pathlib.Path, repo: str = "USER/NAME") -> p
     return out
 
 
-def _finished(run: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`config.json` and `results/test_metrics.json` of a run."""
+def finished(run: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`config.json` and `results/test_metrics.json` of a run; `InputError` if it is none, or not finished."""
     if not (run / CONFIG_JSON).is_file():
         raise InputError(f"{run} is no run: it holds no {CONFIG_JSON}; expected the folder that training left")
     if not (run / TEST_METRICS).is_file():
