@@ -20,7 +20,7 @@ class Limits:
 
 
 # Of the normalized spectrogram, in every package: it stays in float32.
-LOG_MEL_LIMIT = 1e-3
+LOG_MEL_LIMIT = 1e-4
 
 
 class Comparison:

@@ -4,7 +4,8 @@ Arguments have MIL's names. Tensors of fp16 or fp32 come as float32 arrays, inte
 dtype, constants without dimensions as plain Python values. Every function computes in float32; rounding the result to
 the declared type is the caller's (`bridge.mil`). Defaults are those of MIL, for what a program leaves out.
 
-Convolutions are PyTorch's, everything else is NumPy.
+Convolutions and matrix products are PyTorch's, so that they round as in the twin that a program is compared with;
+everything else is NumPy.
 
 Source: the reference of MIL operations, coremltools `converters/mil/mil/ops/defs` (iOS15 to iOS18).
 """
@@ -83,9 +84,8 @@ def conv(
         less, more = total // 2, total - total // 2
         sides = np.stack([less, more] if pad_type == "same" else [more, less], axis=1)
     x = np.pad(x, [(0, 0), (0, 0), *sides.tolist()])
-    tensors = [None if t is None else torch.from_numpy(np.ascontiguousarray(t)) for t in (x, weight, bias)]
     function = (torch.conv1d, torch.conv2d, torch.conv3d)[rank - 1]
-    return function(*tensors, stride=strides, dilation=dilations, groups=groups).numpy()
+    return function(*_tensors(x, weight, bias), stride=strides, dilation=dilations, groups=groups).numpy()
 
 
 def avg_pool(
@@ -108,12 +108,17 @@ def avg_pool(
     return total / np.float32(np.prod(kernel))
 
 
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | float = 0.0) -> np.ndarray:
-    return x @ weight.T + bias
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    return torch.nn.functional.linear(*_tensors(x, weight, bias)).numpy()
 
 
 def matmul(x: np.ndarray, y: np.ndarray, transpose_x: bool = False, transpose_y: bool = False) -> np.ndarray:
-    return (np.swapaxes(x, -1, -2) if transpose_x else x) @ (np.swapaxes(y, -1, -2) if transpose_y else y)
+    x, y = _tensors(x, y)
+    return ((x.mT if transpose_x else x) @ (y.mT if transpose_y else y)).numpy()
+
+
+def _tensors(*arrays: np.ndarray | None) -> list[torch.Tensor | None]:
+    return [None if array is None else torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
 
 
 def batch_norm(

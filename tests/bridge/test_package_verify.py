@@ -1,6 +1,7 @@
-"""The proof of a package: it passes what is right, catches what is wrong and says where, and refuses what does not belong
-together. Small networks on 24 clips."""
+"""The proof of a package: it passes what is right, catches what is wrong and says where, and refuses what does not
+belong together. Small networks on eight clips."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -27,17 +28,25 @@ WEIGHTS = pathlib.Path("Data/com.apple.CoreML/weights/weight.bin")
 N_CLIPS = 8
 
 
-def make_run(folder, model, data):
-    """What a training run leaves of a model, as far as the proof reads it."""
+def make_run(folder, model, data, seed=0):
+    """What a training run leaves of a model, as far as conversion and proof read it."""
     checkpoint.save_model(folder, model)
     config = {
-        "seed": 0,
+        "seed": seed,
         "data": {"path": str(data), "revision": "", "streaming": False, "cache_dir": "", "exclude": []},
         "eval": {"batch_size": 4},
     }
     config["data"] |= {"max_bad_fraction": 0.0, "workers": 1}
-    (folder / "config.json").write_text(json.dumps({"config": config}))
+    scores = dict.fromkeys(("balanced_accuracy", "top1", "top5", "macro_f1", "calibration_error"), 0.5)
+    (folder / "results").mkdir()
+    checkpoint.write_json(folder / "config.json", {"config": config, "seed": seed, "git_commit": None})
+    checkpoint.write_json(folder / "results" / "test_metrics.json", {"split": "test", "n_clips": N_CLIPS, **scores})
     return folder
+
+
+def make_package(run, path, precision="fp32", output="probabilities", *more):
+    to_coreml.main([f"--workdir={run}", f"--out={path}", f"--precision={precision}", f"--output={output}", *more])
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +58,16 @@ def data(tmp_path_factory):
     return write_hub(tmp_path_factory.mktemp("data") / "hub", {"test": [clips]})
 
 
+def tame(seed=0, **changes):
+    """A random network whose logits, as those of trained ones, are of the order of one; they would be of some tens."""
+    model = drawn_model("efficientat", mn("mn01", **changes), seed)
+    last = "rhythm.output.kernel" if changes else "head.output.kernel"
+    return dataclasses.replace(model, params={**model.params, last: model.params[last] * np.float32(0.03)})
+
+
 @pytest.fixture(scope="module")
 def model():
-    return drawn_model("efficientat", mn("mn01"))
+    return tame()
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +81,7 @@ def packages(run, tmp_path_factory):
 
     @functools.cache
     def package(precision="fp32", output="probabilities"):
-        path = tmp_path_factory.mktemp("package") / f"{precision}.mlpackage"
-        to_coreml.convert(checkpoint.load_model(run), precision=precision, output=output).save(str(path))
-        return path
+        return make_package(run, tmp_path_factory.mktemp("package") / f"{precision}.mlpackage", precision, output)
 
     return package
 
@@ -110,7 +124,9 @@ def stored(operations, weights):
 # --------------------------------------------------------------------------------------------------------- it passes
 
 
-@pytest.mark.parametrize(("precision", "output"), [("fp32", "probabilities"), ("fp16", "probabilities"), ("fp32", "logits")])
+@pytest.mark.parametrize(
+    ("precision", "output"), [("fp32", "probabilities"), ("fp16", "probabilities"), ("fp32", "logits")]
+)
 def test_a_good_package_passes_and_leaves_a_file(capsys, packages, run, tmp_path, precision, output):
     package = shutil.copytree(packages(precision, output), tmp_path / "x.mlpackage")
     code, out, _ = prove(capsys, package, run)
@@ -135,9 +151,8 @@ def test_a_good_package_passes_and_leaves_a_file(capsys, packages, run, tmp_path
 
 def test_a_network_that_hears_strokes(capsys, data, tmp_path):
     """Its stroke probabilities are compared as well."""
-    run = make_run(tmp_path / "run", drawn_model("efficientat", mn(**HEAR_STROKES)), data)
-    package = tmp_path / "x.mlpackage"
-    to_coreml.convert(checkpoint.load_model(run), precision="fp32").save(str(package))
+    run = make_run(tmp_path / "run", tame(**HEAR_STROKES), data)
+    package = make_package(run, tmp_path / "x.mlpackage")
     code, out, _ = prove(capsys, package, run)
     assert code == 0, out
     for row in json.loads((tmp_path / "verification.json").read_text())["comparisons"]:
@@ -149,7 +164,7 @@ def test_a_network_that_hears_strokes(capsys, data, tmp_path):
 
 @pytest.mark.parametrize("depth", [0.1, 0.5, 0.9])
 def test_a_corrupted_weight_is_caught_and_found(capsys, packages, run, tmp_path, depth):
-    """One weight of one layer: the program says after which layer it went wrong."""
+    """One weight of one layer: the program says where it went wrong. And that the file is not what was written."""
     names = []
 
     def edit(spec, operations, weights):
@@ -162,7 +177,8 @@ def test_a_corrupted_weight_is_caught_and_found(capsys, packages, run, tmp_path,
     package = changed(packages(), tmp_path, edit)
     code, out, _ = prove(capsys, package, run)
     assert code == 1
-    assert "FAILED: PyTorch and package: a logit differs by" in out
+    assert "FAILED: weights: they are not those that were written" in out
+    assert "PyTorch and package: a logit differs by" in out
     layer = int(names[-1].split("features_")[1].split("_")[0])
     where = json.loads((tmp_path / "verification.json").read_text())["where"]
     assert f"those from network.features.{layer}.block.0." in where
@@ -170,11 +186,8 @@ def test_a_corrupted_weight_is_caught_and_found(capsys, packages, run, tmp_path,
 
 def test_no_weight_can_change_by_a_hundredth_unseen(packages, model, run):
     """Each array of weights in turn, by the largest error of the logits of two windows."""
-    from bridge.listeners import evaluated, twin
-
-    program, samples = mil.read(packages()), verify.windows
     program = mil.read(packages())
-    hear = twin(to_torch.listener(model))
+    hear = listeners.twin(to_torch.listener(model))
     rng = np.random.default_rng(0)
     samples = 0.1 * rng.normal(size=(2, model.config.frontend.window_samples)).astype(np.float32)
     expected = [hear(x) for x in samples]
@@ -186,12 +199,27 @@ def test_no_weight_can_change_by_a_hundredth_unseen(packages, model, run):
         operations = list(program.operations)
         operations[i] = operation._replace(arguments={"val": value * np.float32(1.01)})
         comparison = Comparison("", verify.PACKAGE_LIMITS["fp32"])
-        ours = evaluated(program._replace(operations=operations), temperature=model.temperature)
+        ours = listeners.evaluated(program._replace(operations=operations), temperature=model.temperature)
         for x, theirs in zip(samples, expected, strict=True):
             comparison.add(theirs, ours(x))
         if not comparison.problems():
             unseen.append(operation.results[0].name)
     assert unseen == []
+
+
+def test_other_weights_of_a_run_with_the_same_config_are_caught(capsys, packages, data, tmp_path):
+    other = make_run(tmp_path / "other", tame(seed=1), data)
+    package = shutil.copytree(packages("fp16"), tmp_path / "x.mlpackage")
+    code, out, _ = prove(capsys, package, other)
+    assert code == 1
+    assert "get the same name" in out
+
+
+def test_a_package_for_longer_windows_than_the_run_was_trained_on(capsys, run, tmp_path):
+    """All of them hear windows of the package's length."""
+    package = make_package(run, tmp_path / "x.mlpackage", "fp32", "probabilities", "--window=0.96")
+    code, out, _ = prove(capsys, package, run)
+    assert code == 0, out
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -233,10 +261,11 @@ def test_another_offset_of_the_logarithm_is_caught(capsys, packages, run, tmp_pa
     assert "the spectrogram differs by" in out
 
 
-def test_a_forgotten_temperature_is_caught(capsys, model, run, tmp_path):
+def test_a_forgotten_temperature_is_caught(capsys, run, tmp_path):
     """The names are the same, the confidence is not."""
-    package = tmp_path / "x.mlpackage"
-    to_coreml.convert(checkpoint.Model(**{**vars(model), "temperature": 1.0})).save(str(package))
+    forgetful = shutil.copytree(run, tmp_path / "run")
+    checkpoint.keep_temperature(forgetful, 1.0)
+    package = make_package(forgetful, tmp_path / "x.mlpackage", "fp16")
     code, out, _ = prove(capsys, package, run)
     assert code == 1
     assert "the highest probability differs by" in out
@@ -287,17 +316,24 @@ def test_other_classes_are_refused(capsys, packages, run, tmp_path):
     assert "humppa" in refused(capsys, changed(packages(), tmp_path, edit), run)
 
 
-def test_a_package_of_another_run_is_refused(capsys, packages, data, tmp_path):
-    """Of the same network with other weights."""
-    other = make_run(tmp_path / "run", drawn_model("efficientat", mn("mn01"), seed=1), data)
+def test_a_package_of_another_run_is_refused(capsys, packages, model, data, tmp_path):
+    other = make_run(tmp_path / "other", model, data, seed=1)
     package = shutil.copytree(packages(), tmp_path / "x.mlpackage")
-    assert "other weights" in refused(capsys, package, other)
+    assert "whose config is not that of" in refused(capsys, package, other)
 
 
-def test_windows_of_another_length_are_refused(capsys, packages, data, tmp_path):
-    other = make_run(tmp_path / "run", drawn_model("efficientat", mn("mn01", window_s=0.96)), data)
-    package = shutil.copytree(packages(), tmp_path / "x.mlpackage")
-    assert "window" in refused(capsys, package, other)
+def test_a_package_that_says_nothing_of_itself_is_refused(capsys, packages, run, tmp_path):
+    def edit(spec, operations, weights):
+        spec.description.metadata.userDefined.clear()
+
+    assert "does not note its sampleRate" in refused(capsys, changed(packages(), tmp_path, edit), run)
+
+
+def test_windows_of_another_length_than_noted_are_refused(capsys, packages, run, tmp_path):
+    def edit(spec, operations, weights):
+        spec.description.metadata.userDefined["windowSeconds"] = "0.96"
+
+    assert "its windows should be" in refused(capsys, changed(packages(), tmp_path, edit), run)
 
 
 # ------------------------------------------------------------------------------------------------------ what is counted
