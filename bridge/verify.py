@@ -45,6 +45,7 @@ PACKAGE_LIMITS = {
 FLAX_LIMITS = Limits(error=1e-2, agreement=0.995, confidence=1e-3)
 # A layer differs, to say where a difference begins, by more than that share of its standard deviation.
 LAYER_LIMITS = {"fp32": 1e-3, "fp16": 0.1, "compressed": 0.5}
+NEARLY = 0.5  # of a standard deviation: two results that are meant to be the same
 
 
 def kind_of(program: Any) -> str:
@@ -120,10 +121,11 @@ def log_mel_of(program: Any, samples: np.ndarray, expected: np.ndarray) -> str:
 
 
 def first_difference(program: Any, module: Any, samples: np.ndarray, limit: float) -> str:
-    """Between which layers of the PyTorch twin a difference arises, `""` if that cannot be told.
+    """From which layer of the PyTorch twin on the program differs, `""` if that cannot be told.
 
     A layer is found again in the program by its values: the results of its size, of which one should be the same. Some
-    are not there, because the converter made one of two. So what counts is the last layer that is found.
+    are not there, because the converter made one of two; they are far from all results, as are those that differ much.
+    So the difference begins at the first layer that is nearly found, or after the last one that is found.
     """
     import torch
 
@@ -134,14 +136,12 @@ def first_difference(program: Any, module: Any, samples: np.ndarray, limit: floa
     Evaluator(program)(
         {audio: samples}, lambda _, value: results.setdefault(np.size(value), []).append(np.ravel(value))
     )
-    layers: list[str] = []
-    agree: list[bool] = []
+    errors: dict[str, float] = {}  # by layer, in the order in which they are called
 
     def compare(name: str, _module: Any, _inputs: Any, output: Any) -> None:
         value = output.numpy().ravel()
-        errors = [np.abs(other - value).max() for other in results.get(value.size, []) if other.dtype == value.dtype]
-        layers.append(name)
-        agree.append(bool(np.nanmin([*errors, np.inf]) <= limit * value.std()))
+        found = [np.abs(other - value).max() for other in results.get(value.size, []) if other.dtype == value.dtype]
+        errors[name] = float(np.nanmin([*found, np.inf])) / max(float(value.std()), 1e-12)
 
     leaves = [(name, layer) for name, layer in module.named_modules() if not list(layer.children())]
     hooks = [layer.register_forward_hook(functools.partial(compare, name)) for name, layer in leaves]
@@ -151,11 +151,14 @@ def first_difference(program: Any, module: Any, samples: np.ndarray, limit: floa
     finally:
         for hook in hooks:
             hook.remove()
-    after = len(agree) - agree[::-1].index(True) if True in agree else 0
-    if after == len(layers):
+    layers = list(errors)
+    agree = [i for i, name in enumerate(layers) if errors[name] <= limit]
+    nearly = [i for i, name in enumerate(layers) if limit < errors[name] <= NEARLY]
+    begins = min([*nearly, max(agree, default=-1) + 1])
+    if begins == len(layers):
         return ""
-    before = f"the layers up to {layers[after - 1]} agree, " if after else ""
-    return f"{before}those from {layers[after]} on differ"
+    before = [layers[i] for i in agree if i < begins]
+    return f"{f'layers up to {before[-1]} agree, ' if before else ''}from {layers[begins]} on they differ"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -197,6 +197,7 @@ class Layers(nn.Module):
         return self.linear(torch.relu(self.conv(samples.reshape(1, 1, 16, 16))).mean((2, 3)))
 
 
+@pytest.mark.slow  # all of them together
 @pytest.mark.parametrize(("target", "compress", "settings_"), COMPRESSIONS)
 def test_compressed_weights_are_those_that_coremltools_decompresses(samples, tmp_path, target, compress, settings_):
     """Every kind of compression: the program evaluated with its small weights, and with those that coremltools made
