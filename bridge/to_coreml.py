@@ -21,6 +21,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -62,8 +63,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", help="clips that w8a8 is calibrated on, by default those that the run was trained on")
     parser.add_argument("--overwrite", action="store_true", help="replace a package that is there")
     args = parser.parse_args(argv)
+    _quiet()
     with one_line_errors():
         write(args)
+
+
+def _quiet() -> None:
+    """Leaves out coremltools' progress bars, and what it warns of on every Linux machine: it has no runtime there, and
+    was not tested with this PyTorch, which our tests do. Before it is imported."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
 
 
 def write(args: argparse.Namespace) -> None:

@@ -144,6 +144,9 @@ def _restore(path: pathlib.Path, expected: Any) -> Any:
         differences = tree_differences(found, expected)
         if differences:
             raise InputError(f"{path} does not fit the model: {differences}")
+        dtypes = [sorted({str(leaf.dtype) for leaf in jax.tree.leaves(tree)}) for tree in (found, expected)]
+        if dtypes[0] != dtypes[1]:  # which Orbax would convert in silence
+            raise InputError(f"{path} holds {', '.join(dtypes[0])}, expected {', '.join(dtypes[1])}")
         return checkpointer.restore(path, expected)
 
 

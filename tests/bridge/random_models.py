@@ -6,6 +6,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import scipy.special
 import torch
 
 from bridge import to_torch
@@ -17,18 +18,15 @@ from sousa_jax.models import layers
 from sousa_jax.models.efficientat import EfficientATConfig
 from sousa_jax.models.strokes import StrokesConfig
 
-HEAR_STROKES = {
-    "frontend": FrontendSpec(hop_length=160, window_s=0.64),
-    "strokes_per_second": 200,
-}
+HEAR_STROKES = {"frontend": FrontendSpec(hop_length=160), "strokes_per_second": 200}
 
 
-def mn(name="mn01", window_s=0.64, **changes):
+def mn(name="mn01", window_s=2.0, **changes):
     """An EfficientAT for short windows."""
     return EfficientATConfig.preset(name, **changes).for_window(window_s, "fill")
 
 
-def small_strokes(window_s=0.64):
+def small_strokes(window_s=1.0):
     """A narrow network of the model `strokes`."""
     return StrokesConfig(width=16, dilations=(1, 2), rhythm_widths=(8, 12)).for_window(window_s, "fill")
 
@@ -49,7 +47,8 @@ def _drawn(path, shape, rng):
     kind = path.rpartition(".")[2]
     if kind == "kernel":
         fan_in = math.prod(shape[:2] if "depthwise" in path or path.startswith("stem") else shape[:-1])
-        return np.float32(rng.normal(0, (2 / fan_in) ** 0.5, shape))
+        gain = 1 if path.startswith(("pyramid", "strokes", "rhythm", "ear")) else 2  # 2 for what rectifies
+        return np.float32(rng.normal(0, (gain / fan_in) ** 0.5, shape))
     return np.float32((kind == "scale") + rng.normal(0, 0.1, shape))
 
 
@@ -101,8 +100,9 @@ def errors(model):
         ]
     of_strokes = 0.0
     if flax.strokes is not None:
-        expected = 1 / (1 + np.exp(-np.stack(flax.strokes, 1)))
-        of_strokes = max(np.abs(strokes.numpy() - true).max() for (_, strokes), true in zip(answers[0], expected))
+        expected = scipy.special.expit(np.stack(flax.strokes, 1))
+        heard = np.stack([strokes for _, strokes in answers[0]])
+        of_strokes = np.abs(heard - expected).max()
         answers = [[logits for logits, _ in found] for found in answers]
     stored, whole = (np.abs(np.concatenate(found) - flax.logits).max() / spread for found in answers)
     return stored, whole, of_strokes

@@ -1,37 +1,7 @@
 """Official checkpoints for the port's tests, in the released files' own form, with synthetic weights."""
 
-import sys
-
 import numpy as np
 import pytest
-
-
-@pytest.fixture(scope="session")
-def fixture_code(parity):
-    """The fixtures' own writer and rule: `(make_checkpoint, synthetic_weights)`."""
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the fixtures' folder stays as it is
-    sys.path.insert(0, str(parity))
-    try:
-        import make_checkpoint
-        import synthetic_weights
-    finally:
-        sys.path.remove(str(parity))
-        sys.dont_write_bytecode = before
-    return make_checkpoint, synthetic_weights
-
-
-@pytest.fixture(scope="session")
-def official_file(fixture_code, tmp_path_factory):
-    """`official_file("mn01_as", seed)`: path of a checkpoint as released, written once."""
-    folder = tmp_path_factory.mktemp("official")
-
-    def write(section, seed=0):
-        path = folder / f"{section}_seed{seed}.pt"
-        if not path.exists():
-            fixture_code[0].write("efficientat", section, seed, path)
-        return path
-
-    return write
 
 
 @pytest.fixture
