@@ -11,7 +11,7 @@ from sousa_jax.rudiments import SLUGS
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is allowed. error: largest of any logit; None: any. agreement: least share of clips with the same name.
+    """What is allowed. error: largest of any logit or stroke probability; None: any. agreement: least share of clips with the same name.
     confidence: largest mean difference of a clip's highest probability."""
 
     error: float | None
@@ -68,6 +68,8 @@ class Comparison:
         found = []
         if self.limits.error is not None and not self.max_error <= self.limits.error:
             found.append(f"a logit differs by {self.max_error:.2g}, allowed is {self.limits.error:g}")
+        if self.limits.error is not None and not (self.strokes_error or 0.0) <= self.limits.error:
+            found.append(f"a stroke probability differs by {self.strokes_error:.2g}, allowed is {self.limits.error:g}")
         if not self.agreement >= self.limits.agreement:
             found.append(f"{self.agreement:.2%} of the clips get the same name, at least {self.limits.agreement:.1%}")
         if not self._confidence / self.n_clips <= self.limits.confidence:

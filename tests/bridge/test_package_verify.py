@@ -165,11 +165,12 @@ def test_a_good_package_passes_and_leaves_a_file(capsys, packages, run, tmp_path
 def test_a_network_that_hears_strokes(capsys, data, tmp_path):
     """Its stroke probabilities are compared as well."""
     run = make_run(tmp_path / "run", tame(**HEAR_STROKES), data)
-    package = make_package(run, tmp_path / "x.mlpackage")
+    package = make_package(run, tmp_path / "x.mlpackage", output="logits")
     code, out, _ = prove(capsys, package, run)
     assert code == 0, out
-    for row in json.loads((tmp_path / "verification.json").read_text())["comparisons"]:
-        assert row["strokes_max_abs_error"] < 1e-4
+    of_flax, of_package = json.loads((tmp_path / "verification.json").read_text())["comparisons"]
+    assert 0 < of_flax["strokes_max_abs_error"] < 1e-2
+    assert 0 < of_package["strokes_max_abs_error"] < 1e-4
 
 
 # -------------------------------------------------------------------------------------------------------- it catches
@@ -372,6 +373,15 @@ def test_errors_and_agreement_by_hand():
         "a logit differs by 1.5, allowed is 0.3",
         "50.00% of the clips get the same name, at least 60.0%",
     ]
+
+
+def test_strokes_are_judged_as_logits_are():
+    comparison = Comparison("", Limits(error=0.1, agreement=0.0, confidence=np.inf))
+    for shift in (0.05, -0.2, 0.1):
+        strokes = np.full((4, 3), 0.5, np.float32)
+        comparison.add(heard(1.0, strokes=strokes), heard(1.0, strokes=strokes + np.float32(shift)))
+    assert comparison.to_json()["strokes_max_abs_error"] == pytest.approx(0.2)
+    assert comparison.problems() == ["a stroke probability differs by 0.2, allowed is 0.1"]
 
 
 def test_a_label_counts_as_the_name():
