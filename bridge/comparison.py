@@ -11,8 +11,11 @@ from sousa_jax.rudiments import SLUGS
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is allowed. error: largest of any logit or stroke probability; None: any. agreement: least share of clips with the same name.
-    confidence: largest mean difference of a clip's highest probability."""
+    """What is allowed.
+
+    error: largest of any logit or stroke probability; None: any. agreement: least share of clips with the same name.
+    confidence: largest mean difference of a clip's highest probability.
+    """
 
     error: float | None
     agreement: float
