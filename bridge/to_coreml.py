@@ -51,7 +51,8 @@ FLOAT32_PARTS = ("frontend", "rhythm")
 LARGEST_MB = 50
 
 
-def main(argv: list[str] | None = None) -> None:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of `write`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a finished run's folder")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the package to write, NAME.mlpackage")
@@ -62,13 +63,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--target", choices=TARGETS, default="iOS17", help="the oldest system that has to run it")
     parser.add_argument("--data", help="clips that w8a8 is calibrated on, by default those that the run was trained on")
     parser.add_argument("--overwrite", action="store_true", help="replace a package that is there")
-    args = parser.parse_args(argv)
-    _quiet()
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    quiet()
     with one_line_errors():
         write(args)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leaves out coremltools' progress bars, and what it warns of on every Linux machine: it has no runtime there, and
     was not tested with this PyTorch, which our tests do. Before it is imported."""
     os.environ.setdefault("TQDM_DISABLE", "1")

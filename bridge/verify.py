@@ -14,11 +14,12 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -166,8 +167,15 @@ def first_difference(program: Any, module: Any, samples: np.ndarray, limit: floa
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def windows(config: ConfigDict, split: str, spec: Any) -> tuple[Any, Iterator[np.ndarray]]:
-    """The clips of a split, and the first window of each, `(n_samples,)` float32."""
+class Window(NamedTuple):
+    """The first window of a clip, `(n_samples,)` float32, and the class id of what is played."""
+
+    samples: np.ndarray
+    label: int
+
+
+def windows(config: ConfigDict, split: str, spec: Any) -> tuple[Any, Iterator[Window]]:
+    """The clips of a split, and the first window of each."""
     clips = open_split(config.data, split, seed=config.seed, sample_rate=spec.sample_rate)
     bad = BadClips(clips, config.data.max_bad_fraction)
     batches = eval_batches(
@@ -178,7 +186,11 @@ def windows(config: ConfigDict, split: str, spec: Any) -> tuple[Any, Iterator[np
         bad=bad,
         workers=config.data.workers,
     )
-    return clips, (row for batch in batches for row in batch["waveform"][batch["mask"]])
+    return clips, (
+        Window(batch["waveform"][row], int(batch["label"][row]))
+        for batch in batches
+        for row in np.flatnonzero(batch["mask"])
+    )
 
 
 def verify(
@@ -198,14 +210,17 @@ def verify(
     if data and data != config.data.path:
         config.data.path, config.data.revision = data, ""
     module, kind = to_torch.listener(model), kind_of(program)
-    clips, samples_of_clips = windows(config, split, model.config.frontend)
-    first = next(samples_of_clips, None)
+    clips, heard_windows = windows(config, split, model.config.frontend)
+    first = next(heard_windows, None)
     if first is None:
         raise InputError(f"{config.data.path} has no clips in its {split} split; choose another --data or --split")
     t, limits = model.temperature, PACKAGE_LIMITS[kind]
     twin = listeners.twin(module)
     read = functools.partial(
-        listeners.evaluated, program, temperature=t, log_mel=log_mel_of(program, first, twin(first).log_mel)
+        listeners.evaluated,
+        program,
+        temperature=t,
+        log_mel=log_mel_of(program, first.samples, twin(first.samples).log_mel),
     )
     heard_by = {"Flax": listeners.flax(model), "PyTorch": twin, "package": read()}
     pairs = [
@@ -219,8 +234,8 @@ def verify(
         heard_by["Core ML"] = listeners.core_ml(package, program.labels, temperature=t)
         comparison = Comparison("package and Core ML", limits, t, centred=bool(program.labels))
         pairs.append(("package", "Core ML", comparison))
-    worst, worst_error = first, -1.0
-    for samples in _with_first(first, samples_of_clips):
+    worst, worst_error = first.samples, -1.0
+    for samples, _ in itertools.chain([first], heard_windows):
         heard = {name: hear(samples) for name, hear in heard_by.items()}
         for expected, found, comparison in pairs:
             comparison.add(heard[expected], heard[found])
@@ -243,11 +258,6 @@ def verify(
         "where": first_difference(program, module, worst, LAYER_LIMITS[kind]) if differs else "",
         "passed": not problems,
     }
-
-
-def _with_first(first: np.ndarray, others: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from others
 
 
 def weights_sha256(package: pathlib.Path) -> str:
