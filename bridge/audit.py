@@ -84,7 +84,7 @@ def _operation(op, constants) -> Operation:
 def report(found: list[Operation]) -> str:
     """A line for every operation, then how many of each kind there are, and how many are known to leave."""
     lines = [
-        f"{op.type:28}{op.precision:10}{'×'.join(map(str, op.shape)):>20}  {op.remark or 'stays, as far as is known'}"
+        f"{op.type:28}{op.precision:10}{' '.join(map(str, op.shape)):>20}  {op.remark or 'stays, as far as is known'}"
         for op in found
     ]
     counts = collections.Counter((op.type, op.precision, op.remark) for op in found)

@@ -1,8 +1,7 @@
 """EfficientAT's frontend as slices and matrix products on real numbers, to lie inside an exported graph.
 
 The twin of `sousa_jax.frontends` for the kind `efficientat`, in evaluation. It must stay in float32: mel powers span
-more than half precision holds, from 1e-5 in silence (which half precision flushes to zero, and its logarithm with it) to
-over 65,504 in a loud clip.
+more than half precision holds, from 1e-5 in silence, which is flushed to zero there, to over 65,504 in a loud clip.
 """
 
 import dataclasses
@@ -83,4 +82,6 @@ def refuse_other_kinds(spec: FrontendSpec) -> None:
                 f"the frontend has {field.name} {found!r}; bridge/ has a twin only of EfficientAT's, with {expected!r}"
             )
     if spec.win_length % 2:
-        raise InputError(f"the frontend's window has {spec.win_length} samples; bridge/ folds it and needs an even number")
+        raise InputError(
+            f"the frontend's window has {spec.win_length} samples; bridge/ folds it, expected an even number"
+        )

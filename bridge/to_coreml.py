@@ -5,8 +5,8 @@
     python bridge/to_coreml.py --workdir=RUN --out=Eight.mlpackage --quantize=w8a8 --data=SOUSA
     python bridge/to_coreml.py --workdir=RUN --out=Logits.mlpackage --output=logits --precision=fp32
 
-The run may have trained or distilled EfficientAT, with a plain head or with strokes, or the model `strokes`. The package
-takes raw samples: the frontend lies inside it, in float32.
+The run may have trained or distilled EfficientAT, with a plain head or with strokes, or the model `strokes`. The
+package takes raw samples: the frontend lies inside it, in float32.
 
     in    audioSamples     (window · sample rate,) float32 in about [-1, 1], mono
     out   classLabel       the likeliest of the 40 slugs
@@ -139,26 +139,35 @@ def convert(
     if model.config.num_classes != NUM_CLASSES:
         raise InputError(f"the model has {model.config.num_classes} classes, expected the {NUM_CLASSES} rudiments")
     twin = to_torch.listener(model) if twin is None else twin
-    answer = _answer(twin, model.temperature if output == "probabilities" else None)
     n_samples = model.config.frontend.window_samples
+    as_classes = output == "probabilities"
+    names = [PROBABILITIES if as_classes else LOGITS, *([STROKES] if model.config.strokes_per_second else [])]
     with torch.no_grad():
+        answer = _answer(twin, model.temperature if as_classes else None)
         traced = torch.jit.trace(answer, torch.zeros(n_samples), check_trace=False)
-        hears_strokes = isinstance(answer(torch.zeros(n_samples)), tuple)
-    names = [PROBABILITIES if output == "probabilities" else LOGITS, *([STROKES] if hears_strokes else [])]
-    return ct.convert(
+    system = {"minimum_deployment_target": getattr(ct.target, target)}
+    program = ct.convert(
         traced,
-        convert_to="mlprogram",
+        convert_to="milinternal",
         inputs=[ct.TensorType(INPUT, shape=(n_samples,), dtype=np.float32)],
         outputs=[ct.TensorType(name, dtype=np.float32) for name in names],
-        classifier_config=ct.ClassifierConfig(list(SLUGS), LABEL, names[0]) if output == "probabilities" else None,
         compute_precision=_half_precision() if precision == "fp16" else ct.precision.FLOAT32,
-        minimum_deployment_target=getattr(ct.target, target),
+        **system,
+    )
+    # Label and dictionary come in a second step: coremltools 9.0 gives a classifier's further outputs the wrong types.
+    program.functions["main"].set_output_types(None)
+    return ct.convert(
+        program,
+        convert_to="mlprogram",
+        classifier_config=ct.ClassifierConfig(list(SLUGS), LABEL, PROBABILITIES) if as_classes else None,
+        compute_precision=ct.precision.FLOAT32,  # as it is
         skip_model_load=True,
+        **system,
     )
 
 
 def _answer(twin: "nn.Module", temperature: float | None) -> "nn.Module":
-    """The twin, whose logits become probabilities if there is a temperature. Its parts keep their names in the graph."""
+    """The twin, whose logits become probabilities if there is a temperature. Its parts keep their names."""
     import torch
 
     class Answer(torch.nn.Module):
@@ -167,15 +176,14 @@ def _answer(twin: "nn.Module", temperature: float | None) -> "nn.Module":
             self.frontend, self.network = twin.frontend, twin.network
 
         def forward(self, samples):
-            logits, *strokes = _as_tuple(self.network(self.frontend(samples)))
-            answer = logits if temperature is None else torch.softmax(logits * (1 / temperature), 1)
-            return (answer, *strokes) if strokes else answer
+            outputs = self.network(self.frontend(samples))
+            logits, *strokes = outputs if isinstance(outputs, tuple) else (outputs,)
+            if temperature is None:
+                return (logits, *strokes) if strokes else logits
+            probabilities = torch.softmax(logits * (1 / temperature), 1)
+            return (probabilities, *strokes) if strokes else probabilities
 
     return Answer().eval()
-
-
-def _as_tuple(outputs: Any) -> tuple:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def _half_precision() -> "ct.transform.FP16ComputePrecision":
@@ -203,7 +211,9 @@ def describe(
     package.author = "The sousa_jax developers"
     package.license = "MIT"
     package.version = importlib.metadata.version("sousa-jax")
-    package.short_description = f"Names which of the {NUM_CLASSES} PAS snare rudiments {spec.window_s:g} s of sound hold."
+    package.short_description = (
+        f"Names which of the {NUM_CLASSES} PAS snare rudiments is played for {spec.window_s:g} s."
+    )
     package.input_description[INPUT] = (
         f"{spec.window_samples} mono samples at {spec.sample_rate} Hz in about -1 … 1; a shorter clip is repeated"
     )

@@ -1,7 +1,7 @@
 """Flax parameters → PyTorch twins: official names by the inverse of the port's rule table, and Flax's for stroke heads.
 
-    twin = to_torch.listener(checkpoint.load_model(RUN))
-    logits = twin(samples)            # samples: (n_samples,) float32 at the model's sample rate
+twin = to_torch.listener(checkpoint.load_model(RUN))
+logits = twin(samples)            # samples: (n_samples,) float32 at the model's sample rate
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ def listener(model: Model) -> Listener:
 
     `InputError` if bridge/ has no twin of the model or of its frontend, or if its arrays are not what the twin needs.
     """
-    frontend, network = LogMel(model.config.frontend), _network(model.name, model.config)
+    network, frontend = _network(model.name, model.config), LogMel(model.config.frontend)
     expected = network.state_dict()
     found = state_dict(model, {key: tuple(value.shape) for key, value in expected.items()})
     found |= {key: np.zeros((), np.int64) for key in expected if key.endswith(".num_batches_tracked")}
@@ -54,7 +54,9 @@ def _network(name: str, config: Any) -> nn.Module:
         return StrokeEfficientAT(config) if config.strokes_per_second else EfficientAT(config)
     if name == "strokes":
         return Strokes(config)
-    raise InputError(f"bridge/ has no PyTorch twin of {name!r}, only of 'efficientat' and 'strokes'; distil it into one")
+    raise InputError(
+        f"bridge/ has no PyTorch twin of {name!r}, only of 'efficientat' and 'strokes'; distil it into one"
+    )
 
 
 def state_dict(model: Model, shapes: dict[str, tuple[int, ...]]) -> Arrays:

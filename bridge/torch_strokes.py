@@ -220,7 +220,7 @@ class Neighbourhood(nn.Module):
 
     def __init__(self, n_frames: int, per_second: int, reach: int):
         super().__init__()
-        self.reach = reach
+        self.n_frames = n_frames
         time_s = torch.arange(n_frames, dtype=torch.float32) / per_second
         self.register_buffer("time_s", time_s.expand(1, 1, 2, -1).clone(), persistent=False)
         # As if strokes had fallen a second apart, without a sound, before the window: time, velocity, grace.
@@ -232,7 +232,7 @@ class Neighbourhood(nn.Module):
         onset, velocity, grace, density = heard.split(1, 1)
         both = torch.cat([heard, heard.flip(3)], 2)  # (1, 4, 2, T): read forwards and backwards
         values = torch.cat([self.time_s, both[:, 1:3]], 1)
-        held = latest_strokes(both[:, :1], values, self.nothing)
+        held = latest_strokes(both[:, :1], values, self.nothing, self.n_frames)
         gaps, later = [], self.time_s
         for stroke in held:
             time_s = stroke[:, :1]
@@ -266,7 +266,9 @@ def gather(heard: torch.Tensor) -> torch.Tensor:
     return torch.cat([onset, loud, heard[:, 3:]], 1)
 
 
-def latest_strokes(onset: torch.Tensor, values: torch.Tensor, nothing: torch.Tensor) -> list[torch.Tensor]:
+def latest_strokes(
+    onset: torch.Tensor, values: torch.Tensor, nothing: torch.Tensor, n_frames: int
+) -> list[torch.Tensor]:
     """The latest strokes before each frame, as they are expected to be: the recurrence of `sousa_jax.models.heads`
     without a recurrence, which Core ML could only loop over.
 
@@ -277,16 +279,16 @@ def latest_strokes(onset: torch.Tensor, values: torch.Tensor, nothing: torch.Ten
       onset: `(1, 1, H, T)`, probabilities.
       values: `(1, C, H, T)` of a stroke in that frame.
       nothing: `(reach, 1, C, 1, 1)`, what the register holds in the beginning.
+      n_frames: T, at least 2, as a number that a trace does not follow.
 
     Returns:
       `reach` tensors `(1, C, H, T)`, the latest first; at frame t of strokes up to `t - LAG`.
     """
-    n = onset.shape[3]
     kept = [1 - onset]  # what stays over 1, 2, 4, ... frames; nobody reads it where those reach out of the window
-    while 2 ** len(kept) < n:
-        kept.append(kept[-1] * delayed(kept[-1], 2 ** (len(kept) - 1)))
+    for level in range(math.ceil(math.log2(n_frames)) - 1):
+        kept.append(kept[-1] * delayed(kept[-1], 2**level))
     fed, found = values, []
-    for first in nothing:
+    for first in nothing.unbind():
         held = onset * (fed - first)
         for level, stays in enumerate(kept):
             held = held + stays * delayed(held, 2**level)

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-ct = pytest.importorskip("coremltools", reason="packages need coremltools: pip install -e '.[bridge]'")
-
-from coremltools.converters.mil import Builder as mb
-
 from bridge import audit
 from sousa_jax.errors import InputError
+
+ct = pytest.importorskip("coremltools", reason="packages need coremltools: pip install -e '.[bridge]'")
+mb = ct.converters.mil.Builder
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ def shifts(onset, values, nothing):
     """`(T, reach, C)` of one stream, as `heads.latest_strokes` has it."""
     as_twin = lambda x: torch.from_numpy(x).T.reshape(1, -1, 1, len(x))  # noqa: E731
     held = torch_strokes.latest_strokes(
-        as_twin(onset[:, None]), as_twin(values), torch.from_numpy(nothing)[:, None, :, None, None]
+        as_twin(onset[:, None]), as_twin(values), torch.from_numpy(nothing)[:, None, :, None, None], len(onset)
     )
     return np.stack([x[0, :, 0].T.numpy() for x in held], 1)
 
