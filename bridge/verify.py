@@ -43,7 +43,7 @@ PACKAGE_LIMITS = {
     "fp16": Limits(error=None, agreement=0.99, confidence=0.01),
     "compressed": Limits(error=None, agreement=0.98, confidence=0.05),
 }
-FLAX_LIMITS = Limits(error=1e-2, agreement=0.995, confidence=1e-3)
+FLAX_LIMITS = Limits(error=1e-3, agreement=0.995, confidence=1e-3)
 # A layer differs, to say where a difference begins, by more than that share of its standard deviation.
 LAYER_LIMITS = {"fp32": 1e-3, "fp16": 0.1, "compressed": 0.5}
 NEARLY = 0.5  # of a standard deviation: two results that are meant to be the same

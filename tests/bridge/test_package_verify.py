@@ -165,11 +165,11 @@ def test_a_good_package_passes_and_leaves_a_file(capsys, packages, run, tmp_path
 def test_a_network_that_hears_strokes(capsys, data, tmp_path):
     """Its stroke probabilities are compared as well."""
     run = make_run(tmp_path / "run", tame(**HEAR_STROKES), data)
-    package = make_package(run, tmp_path / "x.mlpackage", output="logits")
+    package = make_package(run, tmp_path / "x.mlpackage")
     code, out, _ = prove(capsys, package, run)
     assert code == 0, out
     of_flax, of_package = json.loads((tmp_path / "verification.json").read_text())["comparisons"]
-    assert 0 < of_flax["strokes_max_abs_error"] < 1e-2
+    assert 0 < of_flax["strokes_max_abs_error"] < 1e-3
     assert 0 < of_package["strokes_max_abs_error"] < 1e-4
 
 
@@ -199,6 +199,7 @@ def test_a_corrupted_weight_is_caught_and_found(capsys, packages, model, run, tm
     assert f"from {layer.rpartition('.')[0]}." in where  # convolution, norm and activation are one in the program
 
 
+@pytest.mark.slow
 def test_no_weights_can_change_by_a_tenth_unseen(packages, model, run):
     """Each array of weights in turn, by the largest error of the logits of two windows."""
     program = mil.read(packages())
