@@ -140,7 +140,7 @@ def test_every_network_has_a_name_and_sources():
 
 
 def test_recorded_data_are_named(runs):
-    record, summary = publish._finished(runs / "run")
+    record, summary = publish.finished(runs / "run")
     record["config"]["data"]["path"] = "zkeown/sousa"
     record["data"]["revision"] = "0123abcd"
     card = ModelCard(publish._card(runs / "run", record, summary, "me/drums"))
@@ -292,8 +292,8 @@ def test_the_hub_s_refusal_is_one_line_without_the_token(published, hub):
 def test_a_secret_in_a_setting_is_refused(runs, tmp_path, monkeypatch):
     """Whatever way it came into the run, it does not leave it."""
     monkeypatch.setenv("WANDB_API_KEY", "smoke-test-key")
-    record, summary = publish._finished(runs / "run")
-    monkeypatch.setattr(publish, "_finished", lambda run: (record | {"note": "smoke-test-key"}, summary))
+    record, summary = publish.finished(runs / "run")
+    monkeypatch.setattr(publish, "finished", lambda run: (record | {"note": "smoke-test-key"}, summary))
     with pytest.raises(InputError, match=r"config\.json would hold the value of WANDB_API_KEY"):
         publish.assemble(runs / "run", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
