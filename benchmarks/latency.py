@@ -35,7 +35,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     print(
-        f"latency proxy: batch 1, one CPU core, {args.seconds:g} s of sound, best of {args.repeats}, milliseconds of processor time"
+        f"latency proxy: batch 1, one CPU core, {args.seconds:g} s of sound, "
+        f"best of {args.repeats}, milliseconds of processor time"
     )
     print(f"{'model':<14}{'twin':>8}{'of which frontend':>20}{'flax':>8}")
     for variant in args.models.split(","):

@@ -91,6 +91,7 @@ def write(args: argparse.Namespace) -> None:
     from sousa_jax import checkpoint
 
     model = checkpoint.load_model(args.workdir)
+    digest = checkpoint.digest(model)
     if args.window is not None:
         model = _with_window(model, args.window)
     twin = to_torch.listener(model)
@@ -100,6 +101,7 @@ def write(args: argparse.Namespace) -> None:
     package = convert(model, precision=args.precision, output=args.output, target=args.target, twin=twin)
     package = quantize.compress(package, args.quantize)
     describe(package, model, args, record, summary)
+    package.user_defined_metadata["networkSha256"] = digest
     size_mb = _save(package, args.out)
     spec = model.config.frontend
     print(f"{args.out}  {size_mb:.1f} MB, {args.precision}, quantized: {args.quantize}")

@@ -33,7 +33,7 @@ from sousa_jax.errors import InputError, one_line_errors
 from sousa_jax.rudiments import SLUGS
 
 # What a package's metadata says of where it comes from.
-NOTED = ("sampleRate", "windowSeconds", "trainingConfig", "weightsSha256")
+NOTED = ("sampleRate", "windowSeconds", "trainingConfig", "networkSha256", "weightsSha256")
 ENOUGH_CLIPS = 400  # for a share of agreement to mean something
 
 
@@ -76,6 +76,8 @@ def model_of(program: Any, workdir: pathlib.Path, record: dict[str, Any]) -> che
             f"the package is of run {program.metadata.get('trainingRun')!r}, whose config is not that of {workdir}"
         )
     model = checkpoint.load_model(workdir)
+    if program.metadata["networkSha256"] != checkpoint.digest(model):
+        raise InputError(f"the package was made of other arrays than {workdir} now holds; convert it again")
     model = dataclasses.replace(model, config=model.config.for_window(float(program.metadata["windowSeconds"]), "fill"))
     spec = model.config.frontend
     if program.metadata["sampleRate"] != str(spec.sample_rate):

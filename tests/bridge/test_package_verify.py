@@ -224,9 +224,17 @@ def test_no_weights_can_change_by_a_tenth_unseen(packages, model, run):
 
 
 def test_other_weights_of_a_run_with_the_same_config_are_caught(capsys, packages, data, tmp_path):
-    other = make_run(tmp_path / "other", tame(seed=1), data)
+    """Refused by what the package notes; were that forged, by what it answers."""
+    model = tame(seed=1)
+    other = make_run(tmp_path / "other", model, data)
     package = shutil.copytree(packages("fp16"), tmp_path / "x.mlpackage")
-    code, out, _ = prove(capsys, package, other)
+    capsys.readouterr()
+    assert "was made of other arrays than" in refused(capsys, package, other)
+
+    def forge(spec, operations, weights):
+        spec.description.metadata.userDefined["networkSha256"] = checkpoint.digest(model)
+
+    code, out, _ = prove(capsys, changed(packages("fp16"), tmp_path / "forged", forge), other)
     assert code == 1
     assert "get the same name" in out
 
