@@ -24,7 +24,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from bridge import to_coreml
-from sousa_jax import checkpoint, publish
+from sousa_jax import publish
 from sousa_jax.errors import InputError, nearest, one_line_errors
 
 # Name to precision and quantization of `bridge.to_coreml`.
@@ -62,7 +62,8 @@ def ship(args: argparse.Namespace) -> bool:
         raise InputError(f"{args.out} is something else than a shipped run; choose another --out")
     record, _ = publish.finished(args.workdir)
 
-    from bridge import golden, verify
+    from bridge import golden, verify  # late: errors in the arguments should not wait for JAX and PyTorch
+    from sousa_jax import checkpoint
     from sousa_jax.data.synth.request import Request
 
     args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,7 @@ def hear(
 
     from bridge import listeners, mil, to_torch, verify
     from bridge.comparison import Comparison, name_of
-    from sousa_jax import metrics
+    from sousa_jax import checkpoint, metrics
     from sousa_jax.rudiments import CLASS_IDS
 
     model = checkpoint.load_model(args.workdir)

@@ -49,7 +49,7 @@ def make_run(folder, model, data, seed=0):
 
 
 def make_package(run, path, precision="fp32", output="probabilities", *more):
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         to_coreml.main([f"--workdir={run}", f"--out={path}", f"--precision={precision}", f"--output={output}", *more])
     return path
 
