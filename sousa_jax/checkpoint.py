@@ -35,6 +35,9 @@ from sousa_jax.logging import logger
 from sousa_jax.lora import LoRA
 
 ARRAYS, MODEL_JSON, CHECKPOINTS = "arrays", "model.json", "checkpoints"
+SHIPPED = (
+    pathlib.Path(__file__).parent / "shipped"
+)  # a trained network that comes with the package; its card: README.md
 CHECKSUM = "checksum"
 TEMPERATURE = "temperature"
 FULL_DISK = "No space left on device"

@@ -104,16 +104,17 @@ def assemble(run: pathlib.Path, out: pathlib.Path, repo: str = "USER/NAME") -> p
     try:
         whole = dataclasses.replace(model, provenance=without_paths(provenance))
         checkpoint.save_model(made, whole)
-        shutil.copytree(run / RESULTS, made / RESULTS, ignore=shutil.ignore_patterns(".*", "*.tmp"))
+        # What teachers answered is theirs.
+        left_out = shutil.ignore_patterns(".*", "*.tmp", "teachers", "baseline")
+        shutil.copytree(run / RESULTS, made / RESULTS, ignore=left_out)
         for path in (made / RESULTS).rglob("*.json"):
             checkpoint.write_json(path, without_paths(json.loads(path.read_text("utf-8"))))
-        for path in (made / checkpoint.ARRAYS).rglob("*.txt"):  # Orbax notes for people where it wrote
+        # Orbax notes for people where it wrote, and a comparison names the folders of teachers.
+        for path in (*(made / checkpoint.ARRAYS).rglob("*.txt"), *(made / RESULTS).rglob("*.md")):
             path.write_text(without_paths(path.read_text("utf-8")), "utf-8")
         record, summary = without_paths(record), without_paths(summary)
         checkpoint.write_json(made / CONFIG_JSON, record)
         (made / README).write_text(_card(run, record, summary, repo), "utf-8")
-        for path in made.rglob("*.json"):
-            path.chmod(0o644)  # temporary files, which they began as, are for their owner alone
         refuse_secrets(made)
         if out.exists():
             os.replace(out, temporary / "old")  # a folder cannot be renamed onto one that is not empty

@@ -1,8 +1,8 @@
 """What is played in a recording: each stroke, the rudiment, the tempo, and how a stroke lies beside the written one.
 
-    python -m sousa_jax.strokes FILE --workdir=RUN [--rudiment=SLUG] [--dialect=sousa|notated] [--plot=OUT.png]
+    python -m sousa_jax.strokes FILE [--workdir=RUN] [--rudiment=SLUG] [--dialect=sousa|notated] [--plot=OUT.png]
         [--csv=OUT.csv]
-    python -m sousa_jax.strokes --sousa=FOLDER --clip=SAMPLE_ID --workdir=RUN ...     a clip whose strokes are known
+    python -m sousa_jax.strokes --sousa=FOLDER --clip=SAMPLE_ID [--workdir=RUN] ...     a clip whose strokes are known
 
 RUN is the folder of a run, or of a model, that hears strokes. Without `--rudiment` the strokes are compared with the
 rudiment that is likeliest, without `--dialect` with the rhythm that fits better, SOUSA's or the printed one.
@@ -231,7 +231,12 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m sousa_jax.strokes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", nargs="?", type=pathlib.Path, help="a recording")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of a run or model")
+    parser.add_argument(
+        "--workdir",
+        type=pathlib.Path,
+        default=checkpoint.SHIPPED,
+        help="folder of a run or model; default: the shipped one",
+    )
     parser.add_argument("--sousa", metavar="FOLDER", help="instead of FILE: a folder with SOUSA")
     parser.add_argument("--clip", metavar="SAMPLE_ID", help="of the clip in it")
     parser.add_argument("--rudiment", metavar="SLUG", help="what was meant, instead of what is heard")

@@ -83,6 +83,9 @@ def runs(tmp_path_factory):
     arrays = models.init("ast", model_config, 7)
     checkpoint.save_model(folder / "given", checkpoint.Model("ast", model_config, *arrays, {}))
     train.run(tiny_config("ast", "lora", init_from=str(folder / "given"), allow_random_init=False), folder / "run")
+    # As of a student: the table names its teacher's folder, whose answers lie beside it.
+    (folder / "run" / "results" / "retention.md").write_text(f"| teacher, {folder}/given | 0.900 |")
+    (folder / "run" / "results" / "teachers" / "0").mkdir(parents=True)
     return folder
 
 
@@ -114,6 +117,8 @@ def test_no_path_of_this_machine_leaks(runs, published):
     for path in published.rglob("*"):
         assert not path.is_file() or all(p.encode() not in path.read_bytes() for p in paths), path
     assert json.loads((published / "config.json").read_text())["config"]["init_from"] == "given"
+    assert (published / "results" / "retention.md").read_text() == "| teacher, given | 0.900 |"
+    assert not (published / "results" / "teachers").exists()
 
 
 def test_the_card_says_what_was_done_and_how_well(runs, published):
