@@ -1,1 +1,1 @@
-"""The way out: Flax parameters → PyTorch student → Core ML package. To be built."""
+"""The way out: Flax parameters → PyTorch student → Core ML package."""
