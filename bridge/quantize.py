@@ -1,7 +1,7 @@
 """Smaller packages: 8-bit or palettized weights, and 8-bit activations calibrated on clips.
 
-Only convolutions are quantized. The frontend's products keep their float32 constants: rounded to 8 bits they move
-probabilities by up to 0.4, the network's by 0.02.
+Only convolutions are quantized. The frontend's matrix products keep their float32 constants: a logarithm follows, which
+makes much of a small error where there is silence.
 """
 
 import copy
