@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bridge.to_torch import Listener
 from sousa_jax.data import open_split
-from sousa_jax.data.clips import BadClip, random_window
+from sousa_jax.data.clips import BadClip, random_window, trim_tail
 from sousa_jax.errors import InputError
 from sousa_jax.frontends import FrontendSpec
 from sousa_jax.rudiments import NUM_CLASSES
@@ -114,7 +114,8 @@ def calibration_clips(record: dict[str, Any], path: str | None, spec: FrontendSp
     windows = []
     for row in calibration_rows(clips.table, USUAL_CLIPS, rng):
         try:
-            windows.append(random_window(clips.waveform(int(row), spec.sample_rate), spec.window_samples, rng))
+            wave = trim_tail(clips.waveform(int(row), spec.sample_rate), spec.sample_rate)
+            windows.append(random_window(wave, spec.window_samples, rng))
         except BadClip as bad:
             print(f"left out {bad}")
     return windows
