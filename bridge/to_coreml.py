@@ -91,6 +91,11 @@ def write(args: argparse.Namespace) -> None:
     from sousa_jax import checkpoint
 
     model = checkpoint.load_model(args.workdir)
+    if args.output == "probabilities" and not can_be_compressed(args.quantize, model.config.strokes_per_second):
+        raise InputError(
+            f"coremltools 9.0 fails to make {args.quantize} of a classifier that gives strokes, too; "
+            "choose --quantize=none or --output=logits"
+        )
     digest = checkpoint.digest(model)
     if args.window is not None:
         model = _with_window(model, args.window)
@@ -107,6 +112,12 @@ def write(args: argparse.Namespace) -> None:
     print(f"{args.out}  {size_mb:.1f} MB, {args.precision}, quantized: {args.quantize}")
     print(f"weights  sha256 {package.user_defined_metadata['weightsSha256']}")
     print(f"hears    {spec.window_s:g} s at {spec.sample_rate} Hz: {spec.window_samples} samples as {INPUT!r}")
+
+
+def can_be_compressed(quantization: str, strokes_per_second: int) -> bool:
+    """Whether weights of a classifier can be stored so. What gives strokes beside its classes comes back from
+    coremltools' compression with a list of classes that it cannot write."""
+    return not strokes_per_second or quantization in ("none", "w8a8")
 
 
 def _check_out(out: pathlib.Path, overwrite: bool) -> None:
