@@ -53,7 +53,10 @@ def times(name: str, config, repeats: int) -> tuple[float, float, float]:
     apply = models.apply_fn(name, config)
     flax = jax.jit(lambda waveform: apply(model.params, model.stats, spectrogram(waveform, config.frontend))[0].logits)
     twin, heard = to_torch.listener(model), torch.from_numpy(samples)
-    network = quantize.folded(twin.network).to(memory_format=torch.channels_last)
+    network = quantize.folded(twin.network)
+    for array in network.parameters():
+        if array.ndim == 4:
+            array.data = array.data.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         return (
             _milliseconds(lambda: network(twin.frontend(heard).to(memory_format=torch.channels_last)), repeats),
