@@ -1,12 +1,12 @@
 """The audit finds what it is for: float 32, gathers, dilated convolutions."""
 
+import coremltools as ct
 import numpy as np
 import pytest
 
 from bridge import audit
 from sousa_jax.errors import InputError
 
-ct = pytest.importorskip("coremltools", reason="packages need coremltools: pip install -e '.[bridge]'")
 mb = ct.converters.mil.Builder
 
 

@@ -4,6 +4,7 @@ computes, half precision is rounded where the program says so, and what is not u
 import pathlib
 import shutil
 
+import coremltools
 import numpy as np
 import pytest
 import torch
@@ -14,8 +15,6 @@ from torch import nn
 from bridge import mil
 from bridge.mil_values import Blobs, unpack_bits
 from sousa_jax.errors import InputError
-
-coremltools = pytest.importorskip("coremltools", reason="writes packages (pip install -e '.[bridge]')")
 
 WEIGHTS = pathlib.Path("Data/com.apple.CoreML/weights/weight.bin")
 SPEC = pathlib.Path("Data/com.apple.CoreML/model.mlmodel")

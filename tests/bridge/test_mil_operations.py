@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from bridge import mil_operations
 from bridge.mil_operations import OPERATIONS
 
-pytest.importorskip("coremltools", reason="compares with coremltools (pip install -e '.[bridge]')")
-
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 3, 4, 5)).astype(np.float32)
 Y = RNG.normal(size=(3, 1, 5)).astype(np.float32)

@@ -10,22 +10,18 @@ import pathlib
 import shutil
 from unittest import mock
 
+import coremltools
 import numpy as np
 import pytest
+from random_models import HEAR_STROKES, drawn_model, mn
 from small_sousa import flac, rows, write_hub
 from torch import nn
 
-from bridge import listeners, verify
+from bridge import listeners, mil, to_coreml, to_torch, verify
 from bridge.comparison import Comparison, Limits
 from bridge.listeners import Heard
 from sousa_jax import checkpoint, step
 from sousa_jax.rudiments import SLUGS
-
-coremltools = pytest.importorskip("coremltools", reason="writes packages (pip install -e '.[bridge]')")
-
-from random_models import HEAR_STROKES, drawn_model, mn  # noqa: E402
-
-from bridge import mil, to_coreml, to_torch  # noqa: E402
 
 SPEC = pathlib.Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS = pathlib.Path("Data/com.apple.CoreML/weights/weight.bin")

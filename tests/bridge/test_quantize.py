@@ -61,7 +61,6 @@ def test_folding_batch_norm_changes_nothing(model):
 
 
 def test_8_bit_activations_follow_the_network(model):
-    pytest.importorskip("coremltools", reason="needs coremltools: pip install -e '.[bridge]'")
     windows = clips(model.config.frontend)
     twin = to_torch.listener(model)
     small = quantize.with_8_bit_activations(twin, windows)

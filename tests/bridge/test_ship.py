@@ -9,8 +9,6 @@ from bridge import ship, to_coreml
 from bridge.ship import Row
 from sousa_jax.errors import InputError
 
-pytest.importorskip("coremltools", reason="writes packages (pip install -e '.[bridge]')")
-
 ROWS = [
     Row("fp32", 20.0, 0.80, 0.0, 1.0, []),
     Row("fp16", 10.0, 0.80, 0.0, 1.0, []),

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import coremltools as ct
 import numpy as np
 import pytest
 from random_models import HEAR_STROKES, drawn_model, mn, small_strokes
@@ -16,7 +17,6 @@ from sousa_jax.errors import InputError
 from sousa_jax.models.htsat import HTSATConfig
 from sousa_jax.rudiments import SLUGS
 
-ct = pytest.importorskip("coremltools", reason="packages need coremltools: pip install -e '.[bridge]'")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
