@@ -23,7 +23,7 @@ SMOKE = {
     "beats": dict(patch_features=32, features=64, hidden_features=128, n_layers=2, n_heads=2, conv_kernel=16),
     "efficientat": dict(norm_momentum=0.9, grouped_init=True),
     "ast": dict(width=64, depth=2, n_heads=2, mlp_width=128),
-    "strokes": dict(width=32, dilations=(1, 2, 4), rhythm_widths=(16, 32)),
+    "strokes": dict(width=32, dilations=(1, 2, 4), rhythm_width=32),
 }
 
 
@@ -96,6 +96,7 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.data.revision = ""  # of a Hub data set; empty: its newest. The resolved one goes into config.json
     config.data.streaming = False  # read on and on instead of at random; for sets that do not fit on disk
     config.data.by_performance = False  # draw performances, then one of their audio variants
+    config.data.speed = 0.0  # training clips are played up to this much faster or slower, pitch and strokes with them
     config.data.crops = 0  # evenly spaced places of a clip where training cuts its windows; 0: anywhere
     config.data.exclude = ()  # e.g. ("soundfont=Marching_Snare",): such clips are tested, but not trained on
     config.data.cache_dir = ""  # decoded, resampled clips are kept here, memory-mapped; empty: decode every time
@@ -146,6 +147,7 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.augment.noise_snr_db = ()  # e.g. (20.0, 50.0): coloured noise that much below each clip, in dB
     config.augment.tempo_stretch = 0.1  # up to ± this, pitch unchanged
     config.augment.gain_db = 6.0  # up to ± this
+    config.augment.equalizer_db = 0.0  # of each point of a random curve over frequency up to ± this
     config.augment.mel_jitter = True  # the frontend's mel edges, as the official training draws them
     config.augment.mixup_alpha = 0.2  # Beta(α, α), labels too; 0 turns it off
     config.augment.freq_masks = 2

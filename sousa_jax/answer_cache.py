@@ -95,6 +95,11 @@ def check(config: ConfigDict) -> None:
             f"config.distill.cache: teachers would hear {' and '.join(moved)} too; "
             f"{' '.join(f'--config.augment.{name}=0' for name in moved)}, or turn the cache off"
         )
+    if data.speed:
+        raise InputError(
+            f"config.distill.cache: no clip is heard twice at the same speed with config.data.speed={data.speed}; "
+            "set it to 0, or turn the cache off"
+        )
     more = [name for name in MORE_THAN_LOGITS if settings[name]]
     if more:
         raise InputError(f"config.distill.cache holds logits alone, not what config.distill.{more[0]} needs")

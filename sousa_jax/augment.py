@@ -22,6 +22,7 @@ from sousa_jax.errors import InputError
 from sousa_jax.frontends import FrontendSpec, spectrogram
 
 STEEPEST = 2.0  # of noise: its power falls as f^-2, brown
+EQUALIZER_POINTS = 5
 FLAT_BELOW = 1 / 500  # of the sample rate, 64 Hz of 32 kHz: below it noise does not rise any more, or all were rumble
 
 
@@ -84,6 +85,17 @@ def gain(rng: jax.Array, x: jax.Array, max_db: float, spec: FrontendSpec) -> jax
 
 def _decibels(rng: jax.Array, batch: int, max_db: float) -> jax.Array:
     return jax.random.uniform(rng, (batch, 1, 1), minval=-max_db, maxval=max_db)
+
+
+def equalizer(rng: jax.Array, x: jax.Array, max_db: float, spec: FrontendSpec) -> jax.Array:
+    """Colours each clip of `(B, n_mels, n_frames)`, as another microphone and another drum would: a curve over the mel
+    bands, straight between `EQUALIZER_POINTS` evenly spaced ones of up to ± `max_db` each (the linear kind of
+    FilterAugment, arXiv:2110.03282)."""
+    points = jax.random.uniform(rng, (x.shape[0], EQUALIZER_POINTS), minval=-max_db, maxval=max_db)
+    bands = jnp.linspace(0, EQUALIZER_POINTS - 1, x.shape[1])
+    weights = jnp.maximum(1 - jnp.abs(bands - jnp.arange(EQUALIZER_POINTS)[:, None]), 0)  # (points, n_mels)
+    curve = jnp.matmul(points, weights, precision="highest")[..., None]
+    return x + curve * (jnp.log(10.0) / 10.0 / spec.std).astype(x.dtype)
 
 
 def mask(rng: jax.Array, x: jax.Array, axis: int, count: int, max_width: int, spec: FrontendSpec) -> jax.Array:
@@ -150,6 +162,10 @@ STAGES = (
         "gain", "gain_db", 6.0, 2,
         lambda key, x, targets, s, spec: (gain(key, x, s.gain_db, spec), targets),
         lambda key, n, s: [f"{db:+.1f} dB" for db in _decibels(key, n, s.gain_db)[:, 0, 0]],
+    ),
+    Stage(
+        "equalizer", "equalizer_db", 6.0, 7,
+        lambda key, x, targets, s, spec: (equalizer(key, x, s.equalizer_db, spec), targets),
     ),
     Stage("mixup", "mixup_alpha", 0.2, 5, lambda key, x, targets, s, spec: mixup(key, x, targets, s.mixup_alpha)),
     Stage(

@@ -33,7 +33,14 @@ from sousa_jax.models.layers import Outputs
 from sousa_jax.rudiments import NUM_CLASSES
 
 MEANS = ("probabilities", "logits")
-HARDER = {"noise_snr_db": (), "mel_jitter": False, "gain_db": 0.0, "freq_masks": 0, "time_masks": 0}
+HARDER = {
+    "noise_snr_db": (),
+    "mel_jitter": False,
+    "gain_db": 0.0,
+    "equalizer_db": 0.0,
+    "freq_masks": 0,
+    "time_masks": 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,6 +172,7 @@ def test_a_cache_of_something_else_is_refused(hub, teacher, tmp_path, wrong, say
         ({"data": {"crops": 0}}, "needs --config.data.crops=N"),
         ({"data": {"path": "synth"}}, "synthetic and streamed clips are heard once"),
         ({"data": {"streaming": True}}, "synthetic and streamed clips are heard once"),
+        ({"data": {"speed": 0.1}}, "no clip is heard twice at the same speed"),
         ({"augment": {"mixup_alpha": 0.2}}, "would hear mixup_alpha too; --config.augment.mixup_alpha=0,"),
         ({"distill": {"embedding": 1.0}}, "not what config.distill.embedding needs"),
     ],

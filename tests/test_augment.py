@@ -107,6 +107,18 @@ def test_gain_equals_a_louder_waveform():
     np.testing.assert_allclose((plain + shift)[well_above], louder[well_above], atol=1e-4)
 
 
+def test_the_equalizer_is_one_curve_for_all_of_a_clip():
+    """Straight between five points, within its limits, another for each clip, and the same at all times."""
+    spec = FrontendSpec()
+    added = np.asarray(augment.equalizer(jax.random.key(5), X, 6.0, spec) - X) * spec.std * 10 / np.log(10)
+    np.testing.assert_allclose(added, np.broadcast_to(added[..., :1], added.shape), atol=1e-4)
+    curve = added[..., 0]  # (8, 16)
+    assert 4 < np.abs(curve).max() <= 6.001
+    assert len(np.unique(curve[:, 0])) == 8
+    bends = np.abs(np.diff(curve, 2)) > 1e-3  # between them it is straight
+    assert bends.any(0).sum() <= 2 * 3
+
+
 @pytest.mark.parametrize("axis", [1, 2])
 def test_masks_cover_whole_stripes_of_bounded_width(axis):
     out = np.asarray(augment.mask(KEY, jnp.ones((200, 16, 50)), axis, 2, 5, FrontendSpec()))

@@ -221,7 +221,7 @@ def model(tmp_path_factory) -> pathlib.Path:
     """A folder with a tiny network of windows of half a second, which learned nothing."""
     config = configs.get_config("smoke")
     config.model.window_s = 0.5
-    config.model.settings.update(width=8, dilations=(1, 2), rhythm_widths=(8, 8))
+    config.model.settings.update(width=8, dilations=(1, 2), rhythm_width=8)
     return save(tmp_path_factory.mktemp("model") / "run", "strokes", start.network(config))
 
 

@@ -122,6 +122,7 @@ def train_batches(
             process_count=jax.process_count(),
             strokes_per_second=strokes_per_second,
             crops=data.get("crops", 0),
+            speed=data.get("speed", 0.0),
         )
 
     if data.path == "synth" or not sound:

@@ -124,6 +124,13 @@ def loop_fill(wave: np.ndarray, n_samples: int, start: int) -> np.ndarray:
     return wave[start : start + n_samples].copy()
 
 
+def at_speed(wave: np.ndarray, sample_rate: int, rate: float) -> np.ndarray:
+    """The clip `(n,)` played `rate` times as fast, about `(n / rate,)`, pitch and all, as a tape is."""
+    import soxr
+
+    return soxr.resample(wave, sample_rate * rate, sample_rate)
+
+
 def random_window(wave: np.ndarray, n_samples: int, rng: np.random.Generator) -> np.ndarray:
     """A window of exactly `n_samples` at a random place; a short clip starts at a random phase. (n_samples,)."""
     return loop_fill(wave, n_samples, random_start(len(wave), n_samples, rng))

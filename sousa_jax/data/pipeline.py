@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from sousa_jax.data.clips import BadClip, Clips, crop_start, loop_fill, random_start, trim_tail, window_starts
+from sousa_jax.data.clips import BadClip, Clips, at_speed, crop_start, loop_fill, random_start, trim_tail, window_starts
 from sousa_jax.data.frame_targets import FrameTargets, count_frames, place_on_frames
 from sousa_jax.data.layouts import STREAM_ROWS
 from sousa_jax.data.sousa import EncodedClip, StreamedClips
@@ -106,9 +106,10 @@ class TrainBatches:
       strokes_per_second: frames a second of `stroke_targets`, of which a window has
         `round(window_s * strokes_per_second)`; 0: batches have none, and the clips need not know their strokes.
       crops: evenly spaced places where a clip is cut (`crop_start`); 0: anywhere.
+      speed: each clip is played faster or slower by up to this, as a tape is: strokes and pitch move together.
 
     Raises:
-      InputError: a combination that cannot be had; from `next` when there are too many bad clips or no strokes.
+      InputError: what cannot be had; from `next` when there are too many bad clips or no strokes.
     """
 
     def __init__(
@@ -128,10 +129,13 @@ class TrainBatches:
         process_count: int = 1,
         strokes_per_second: int = 0,
         crops: int = 0,
+        speed: float = 0.0,
     ):
         if crops < 0:
             raise InputError(f"config.data.crops is {crops}; it must be a number of places, or 0 for anywhere")
-        self._crops = crops
+        if not 0 <= speed <= 0.5:
+            raise InputError(f"config.data.speed is {speed}; it must lie in 0 … 0.5 (0.1: up to a tenth)")
+        self._crops, self._speed = crops, speed
         self._clips, self._seed, self._bad, self._sample_rate = clips, seed, bad, sample_rate
         self._n_samples = _window_samples(window_s, sample_rate)
         self._n_frames, self._strokes_per_second = count_frames(window_s, strokes_per_second), strokes_per_second
@@ -198,6 +202,9 @@ class TrainBatches:
             except BadClip as bad:
                 self._bad.add(bad)
                 continue
+            if self._speed:
+                rate = 1 + self._speed * _rng(self._seed, _SPEED, p).uniform(-1, 1)
+                wave, strokes = at_speed(wave, self._sample_rate, rate), strokes and strokes.at_speed(rate)
             rng = _rng(self._seed, _CROP, p)
             if self._crops:
                 batch["crop"][row] = crop = rng.integers(self._crops)
@@ -211,7 +218,7 @@ class TrainBatches:
 
 
 # What random numbers are for: each use has its own streams.
-_ORDER, _VARIANT, _CROP, _REDRAW = range(4)
+_ORDER, _VARIANT, _CROP, _REDRAW, _SPEED = range(5)
 
 
 def _rng(seed: int, purpose: int, *numbers: int) -> np.random.Generator:

@@ -56,6 +56,37 @@ def test_every_target_has_its_click_and_every_click_its_target(times_s, seed, ra
             assert (density >= np.minimum((apart < 2.5 - FRAMES_PER_SECOND / rate).sum(0) / 20, 1) - 1e-6).all()
 
 
+def test_at_another_speed_strokes_are_where_the_sound_is():
+    """Clips of four hard strokes a third of a second apart, up to a fifth faster or slower, gaps and pitch alike."""
+    clips = ClickClips([[0.0, 0.3, 0.6, 0.9]] * 3, [[100] * 4] * 3)
+    gaps = []
+    for batch, _ in batches(clips, 8, window_s=1.5, speed=0.2):
+        for wave, onset in zip(batch["waveform"], batch["stroke_targets"].onset, strict=True):
+            loudest = np.abs(wave).reshape(-1, RATE // FRAMES_PER_SECOND).max(1)
+            frames = np.flatnonzero(onset)
+            for frame in frames:
+                assert loudest[max(0, frame - 1) : frame + 1].max() > 0.2
+            gaps += np.diff(frames).tolist()
+    longest = max(gap for gap in gaps if gap < 40)  # the others go round the clip's end
+    assert min(gaps) < 28
+    assert longest > 32
+
+
+def test_speed_is_drawn_apart_and_resumes():
+    """The order and the places of a run do not depend on it, a resumed run hears the same."""
+    clips = ClickClips([[0.0, 0.3, 0.7]] * 9, [[100] * 3] * 9)
+    plain, fast = batches(clips, 6), batches(clips, 6, speed=0.2)
+    for (one, _), (other, _) in zip(plain, fast, strict=True):
+        np.testing.assert_array_equal(one["clip"], other["clip"])
+        assert not np.array_equal(one["waveform"], other["waveform"])
+    later = batches(clips, 2, position=fast[3][1], speed=0.2)
+    for (one, _), (other, _) in zip(fast[4:], later, strict=True):
+        np.testing.assert_array_equal(one["waveform"], other["waveform"])
+    for wrong in (-0.1, 0.6):
+        with pytest.raises(InputError, match=f"speed is {wrong}"):
+            batches(clips, 1, speed=wrong)
+
+
 def test_a_stroke_in_the_tail_that_is_trimmed_has_no_target():
     """A ghost note 53 dB below the others: the clip goes round before it."""
     clips = ClickClips([[0.05, 0.2, 0.39]], [[127, 64, 0.3]])

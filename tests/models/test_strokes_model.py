@@ -16,7 +16,7 @@ from sousa_jax.frontends import FrontendSpec, spectrogram
 from sousa_jax.models.strokes import FRONTEND, STEP, StrokesConfig
 
 N_MELS = FRONTEND.n_mels
-TINY = StrokesConfig(width=16, dilations=(1, 2), rhythm_widths=(8, 12))
+TINY = StrokesConfig(width=16, dilations=(1, 2), rhythm_width=8)
 REACH = (
     STEP * (2 * sum(TINY.dilations) + 1) + 1
 )  # frames to either side that a frame hears; the first convolution's too
@@ -196,7 +196,7 @@ def test_a_network_without_a_rhythm_head_has_no_rhythm():
 
 
 def test_config_survives_json():
-    config = StrokesConfig(width=8, dilations=(3, 1), rhythm_widths=(8, 12), frontend=FrontendSpec(window_s=2.0))
+    config = StrokesConfig(width=8, dilations=(3, 1), rhythm_width=8, frontend=FrontendSpec(window_s=2.0))
     stored = json.loads(json.dumps(models.config_to_json("strokes", config)))
     again = models.config_from_json(stored)
     assert again == ("strokes", config)
