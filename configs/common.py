@@ -76,6 +76,7 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.strokes.stage = "joint" if model == "strokes" else ""  # hearing, rhythm or joint; see docs/strokes.md
     config.strokes.rhythm_from = ""  # folder of a run of stage rhythm, whose rhythm head this one starts with
     config.strokes.weight = 1.0  # of the strokes' loss beside the name's
+    config.strokes.rhythm_weight = 0.5  # of the name's loss from the true strokes, beside that from the heard ones
     config.strokes.errors = ""  # stage rhythm: a file of measured hearing errors; empty: strokes are heard as they fall
 
     config.teachers = ()  # folders of runs whose answers are learnt beside what is true; see sousa_jax/distill.py

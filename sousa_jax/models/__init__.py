@@ -59,9 +59,14 @@ def config_to_json(name: str, config: Any) -> dict[str, Any]:
 
 
 def config_from_json(stored: dict[str, Any]) -> tuple[str, Any]:
-    """Inverse of `config_to_json`: `(name, config)`."""
+    """Inverse of `config_to_json`: `(name, config)`. `InputError` for a network of another version."""
     config_class, _ = _entry(stored["model"])
     fields = dict(stored["config"])
+    if unknown := sorted(set(fields) - {field.name for field in dataclasses.fields(config_class)}):
+        raise InputError(
+            f"this {stored['model']} has the setting {unknown[0]!r}, which none of this version has: it "
+            "was made by another version of sousa_jax, whose networks differ; train it again"
+        )
     return stored["model"], config_class(**{**fields, "frontend": FrontendSpec(**fields["frontend"])})
 
 
@@ -111,13 +116,18 @@ def apply_fn(
     return apply
 
 
+def has_rhythm_head(name: str, config: Any) -> bool:
+    """Whether the network reads the name from the strokes that it hears."""
+    return any(path[0] == "rhythm" for path, _ in nnx.to_flat_state(_abstract(name, config)[1]))
+
+
 def rhythm_fn(name: str, config: Any) -> Callable[[Arrays, FrameTargets], jax.Array]:
     """The rhythm head alone: `rhythm(params, heard) -> logits` from a stream of strokes that somebody else heard.
 
     `InputError` if the network has none.
     """
     graphdef, template = _abstract(name, config)
-    if not any(path[0] == "rhythm" for path, _ in nnx.to_flat_state(template)):
+    if not has_rhythm_head(name, config):
         raise InputError(f"{name} has no rhythm head; config.strokes.stage='rhythm' needs one")
 
     def rhythm(params, heard):

@@ -53,7 +53,7 @@ def test_outputs():
     assert features.shape == (1, N_MELS, 200)
     found = tiny()(features)
     assert found.logits.shape == (1, 40)
-    assert found.embedding.shape == (1, 36)
+    assert found.embedding.shape == (1, 24)
     assert found.frames.shape == (1, 100, 16)
     assert stacked(found.strokes).shape == (4, 1, 200)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
@@ -199,6 +199,9 @@ def test_config_survives_json():
     config = StrokesConfig(width=8, dilations=(3, 1), rhythm_width=8, frontend=FrontendSpec(window_s=2.0))
     stored = json.loads(json.dumps(models.config_to_json("strokes", config)))
     again = models.config_from_json(stored)
+    older = {**stored, "config": {**stored["config"], "rhythm_widths": [8, 8]}}
+    with pytest.raises(InputError, match="has the setting 'rhythm_widths', which none of this version has"):
+        models.config_from_json(older)
     assert again == ("strokes", config)
     assert hash(again[1]) == hash(config)
 
