@@ -122,7 +122,9 @@ def test_logs_name_the_losses_and_the_score_that_counts(stages):
 def test_the_parts_of_the_loss_add_up_by_their_weight(stages):
     for line in (stages["joint"] / "logs" / "scalars.jsonl").read_text().splitlines():
         if "train/loss" in (said := json.loads(line)):
-            total = said["train/class_loss"] + strokes.get_config().strokes.weight * said["train/stroke_loss"]
+            weights = strokes.get_config().strokes
+            total = said["train/class_loss"] + weights.weight * said["train/stroke_loss"]
+            total += weights.rhythm_weight * said["train/rhythm_loss"]
             assert said["train/loss"] == pytest.approx(total, rel=1e-5)
 
 
