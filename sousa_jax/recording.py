@@ -88,15 +88,22 @@ def microphone() -> Iterator[tuple[float, Iterator[np.ndarray]]]:
     except (ImportError, OSError) as error:  # OSError: PortAudio itself is missing
         raise InputError(f"--mic needs sounddevice ({error}): pip install 'sousa-jax[mic]'") from None
     heard: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
-    try:
-        rate = float(sounddevice.query_devices(kind="input")["default_samplerate"])
-        with sounddevice.InputStream(
-            samplerate=rate,
-            channels=1,
-            dtype="float32",
-            blocksize=round(MICROPHONE_BLOCK_S * rate),
-            callback=lambda samples, *_: heard.put(samples[:, 0].copy()),
-        ):
-            yield rate, iter(heard.get, None)
-    except (sounddevice.PortAudioError, ValueError) as error:
-        raise InputError(f"the microphone cannot be used: {' '.join(str(error).split())}") from None
+
+    def pieces() -> Iterator[np.ndarray]:
+        while True:
+            yield heard.get()
+
+    with contextlib.ExitStack() as opened:
+        try:
+            rate = float(sounddevice.query_devices(kind="input")["default_samplerate"])
+            device = sounddevice.InputStream(
+                samplerate=rate,
+                channels=1,
+                dtype="float32",
+                blocksize=round(MICROPHONE_BLOCK_S * rate),
+                callback=lambda samples, *_: heard.put(samples[:, 0].copy()),
+            )
+            opened.enter_context(device)
+        except (sounddevice.PortAudioError, ValueError) as error:
+            raise InputError(f"the microphone cannot be used: {' '.join(str(error).split())}") from None
+        yield rate, pieces()
