@@ -29,7 +29,7 @@ from sousa_jax import checkpoint, files, recording, rejection
 from sousa_jax.errors import InputError, one_line_errors
 from sousa_jax.rejection import Limits
 from sousa_jax.rudiments import RUDIMENTS, by_slug
-from sousa_jax.stream import Latency, Settings, Stream
+from sousa_jax.stream import Latency, Reading, Settings, Stream
 from sousa_jax.take import Listener, Played, Take
 
 BATCH = 4  # windows of a recording that are heard at once, on all cores
@@ -50,23 +50,30 @@ def hear_file(path: pathlib.Path, stream: Stream, limits: Limits) -> Take:
 
 def hear_microphone(stream: Stream, limits: Limits) -> Take:
     """What the microphone hears until Ctrl-C; each window is told as soon as it is complete."""
-    listener, n_windows = Listener(stream, limits), 0
-    with recording.microphone() as (rate_hz, pieces), contextlib.suppress(KeyboardInterrupt):
+    listener = Listener(stream, limits)
+    with recording.microphone() as (rate_hz, pieces):
         print("listening; Ctrl-C ends", file=sys.stderr)
-        resampler = recording.Resampler(rate_hz, stream.sample_rate)
-        for samples in pieces:
-            for reading, objection in listener.push(resampler.push(samples)):
-                told = "silence"
-                if objection:
-                    told = f"no rudiment: {objection}"
-                elif reading.smoothed is not None:
-                    best = int(reading.smoothed.argmax())
-                    told = f"{RUDIMENTS[best].name}, {reading.smoothed[best]:.0%}"
-                print(f"{reading.end / stream.sample_rate:8.1f} s  {told}", file=sys.stderr)
-                n_windows += 1
-                if n_windows == 1:
-                    print(latency_line(reading.latency, resampler.delay_s, stream.settings), file=sys.stderr)
-    return listener.finish()
+        resampler, delay_s = recording.Resampler(rate_hz, stream.sample_rate), 0.0
+        with contextlib.suppress(KeyboardInterrupt):
+            for samples in pieces:
+                for reading, objection in listener.push(resampler.push(samples)):
+                    print(_reading_line(reading, objection, stream.sample_rate), file=sys.stderr)
+                delay_s = max(delay_s, resampler.delay_s)
+        listener.push(resampler.push(np.zeros(0, np.float32), last=True))
+    take = listener.finish()
+    if take.latency:
+        print(latency_line(take.latency, delay_s, stream.settings), file=sys.stderr)
+    return take
+
+
+def _reading_line(reading: Reading, objection: str, sample_rate: int) -> str:
+    told = "silence"
+    if objection:
+        told = f"no rudiment: {objection}"
+    elif reading.smoothed is not None:
+        best = int(reading.smoothed.argmax())
+        told = f"{RUDIMENTS[best].name}, {reading.smoothed[best]:.0%}"
+    return f"{reading.end / sample_rate:8.1f} s  {told}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -22,12 +22,13 @@ from sousa_jax.rudiments import by_slug
 from sousa_jax.stream import Latency, Reading, Stream
 from sousa_jax.timeline import Answer, Segment
 
+BESIDE_S = 0.02
 LESSON_S = 60.0  # longer segments are compared with the written pattern in parts: a tempo wanders
 
 
 @dataclasses.dataclass(frozen=True)
 class Played:
-    """A segment and its strokes, those that are nearer to the model's ear than `hearing.THRESHOLD`.
+    """A segment and its strokes, as `hearing.pick` finds them.
 
     tempo_bpm: of the beats of the pattern, None where too few strokes tell it. deviation_ms: of each stroke from the
     written one, `(S,)`, positive is late; NaN of a stroke that is not written, and of all where there is no tempo.
@@ -96,7 +97,7 @@ class Listener:
         duration_s = self._n_samples / self._stream.sample_rate
         strokes = self._strokes()
         latency = Latency(*np.median(self._latencies, axis=0).tolist()) if self._latencies else None
-        played = [_played(segment, strokes) for segment in found]
+        played = [_played(segment, strokes, *span) for segment, span in zip(found, _spans(found), strict=True)]
         return Take(duration_s, timeline.overall(self._answers, found), played, power, latency)
 
     def _measure(self, samples: np.ndarray) -> None:
@@ -122,9 +123,12 @@ class Listener:
     def _frame(self, sample: int) -> int:
         return sample * self._per_second // self._stream.sample_rate
 
+    def _frames_until(self, sample: int) -> int:
+        return -(-sample * self._per_second // self._stream.sample_rate)
+
     def _take_over(self, until: int) -> None:
         """The last window's frames up to that one of the stream; nothing is heard in its silent tail."""
-        begin, sound_end = self._frame(self._last.start), self._frame(self._last.start + self._last.sound)
+        begin, sound_end = self._frame(self._last.start), self._frames_until(self._last.start + self._last.sound)
         nothing = np.zeros(until - self._n_frames, np.float32)
         frames = FrameTargets(*[nothing] * len(FrameTargets._fields))
         if self._last.strokes is not None:
@@ -139,19 +143,26 @@ class Listener:
         """All of them; None of a network that hears none."""
         if not self._per_second or self._last is None:
             return None
-        self._take_over(max(self._n_frames, self._frame(self._last.end)))
+        self._take_over(max(self._n_frames, self._frames_until(self._last.end)))
         return pick(FrameTargets(*map(np.concatenate, zip(*self._frames, strict=True))), self._per_second)
 
 
-def _played(segment: Segment, strokes: HeardStrokes | None) -> Played:
+def _spans(found: list[Segment]) -> list[tuple[float, float]]:
+    """Whose strokes are whose, in seconds: a stroke may be heard a little before or after its sound."""
+    meet_s = [(a.end_s + b.start_s) / 2 for a, b in itertools.pairwise(found)]
+    edges = zip(found, [-math.inf, *meet_s], [*meet_s, math.inf], strict=False)
+    return [(max(low, segment.start_s - BESIDE_S), min(high, segment.end_s + BESIDE_S)) for segment, low, high in edges]
+
+
+def _played(segment: Segment, strokes: HeardStrokes | None, start_s: float, end_s: float) -> Played:
+    """The segment with its strokes, those from `start_s` to `end_s`."""
     if strokes is None or not segment.rudiment:
         return Played(segment, None, HeardStrokes(*np.zeros((4, 0), np.float32)), np.zeros(0))
-    mine = _between(strokes, segment.start_s, segment.end_s)
-    n_parts = math.ceil((segment.end_s - segment.start_s) / LESSON_S)
-    edges_s = np.linspace(segment.start_s, segment.end_s, n_parts + 1)
+    mine = _between(strokes, start_s, end_s)
+    n_parts = math.ceil((end_s - start_s) / LESSON_S)
     tempos, deviations = [], []
-    for start_s, end_s in itertools.pairwise(edges_s):
-        part = _between(mine, start_s, end_s)
+    for part_start_s, part_end_s in itertools.pairwise(np.linspace(start_s, end_s, n_parts + 1)):
+        part = _between(mine, part_start_s, part_end_s)
         deviation_ms = np.full(len(part.time_s), np.nan)
         if len(part.time_s) >= lesson.FEWEST:
             taught = lesson.teach(part, by_slug(segment.rudiment))

@@ -32,8 +32,8 @@ SPLITS = ("validation", "test")  # to fit, and to see how good it is
 SEED_STEP = 1_000  # sounds of neighbouring seeds are others
 N_SYNTHETIC = 200  # clips, where no data are given
 RUDIMENTS = "rudiments"
-# Which sounds a limit is to stop, and the share of the windows with a rudiment that it may reject for it. A slow roll has
-# no more strokes than a fast metronome, so few are given up there; doubt tells most, so it may reject most.
+# Which sounds a limit is to stop, and the share of the windows with a rudiment that it may reject for it. A slow roll
+# has no more strokes than a fast metronome, so few are given up there; doubt tells most, so it may reject most.
 STOPS = {
     "probability": (tuple(SOUNDS), 0.005),
     "doubt": (("noise", "speech"), 0.02),
