@@ -32,7 +32,8 @@ class Marks(NamedTuple):
 
     probability: 0 … 1. doubt: mean of 1 - p over the onset's probability p, 0 … 1, that is Σ p (1 - p) / Σ p.
     strokes_per_s: from the first to the last one, 0 for fewer than four. gap_spread: standard deviation of the
-    logarithms of the gaps between strokes. velocity_spread: that of their velocities; both infinite for fewer than four.
+    logarithms of the gaps between strokes. velocity_spread: that of their velocities; both infinite for fewer than
+    four.
     """
 
     probability: float
