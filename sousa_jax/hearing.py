@@ -42,6 +42,12 @@ def pick(heard: FrameTargets, per_second: int, threshold: float = THRESHOLD) -> 
     return HeardStrokes(*(np.asarray(column, np.float32) for column in columns))
 
 
+def seam(begin: int, next_begin: int, n_frames: int) -> int:
+    """The first frame that is heard better by the second of two overlapping windows of `n_frames`: each frame is taken
+    from the window in whose middle it lies most nearly. All are frames of the whole stream."""
+    return (begin + next_begin + n_frames - 1) // 2 + 1
+
+
 def match(true_s: np.ndarray, heard_s: np.ndarray, tolerance_s: float = TOLERANCE_S) -> tuple[np.ndarray, np.ndarray]:
     """Which true stroke was heard as which: indices into both, a largest set of pairs within the tolerance."""
     if not len(true_s) or not len(heard_s):

@@ -9,29 +9,27 @@ rudiment that is likeliest, without `--dialect` with the rhythm that fits better
 """
 
 import argparse
-import contextlib
-import functools
-import os
+import itertools
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
 
-from sousa_jax import checkpoint, lesson
+from sousa_jax import checkpoint, files, lesson
 from sousa_jax.data import layouts
 from sousa_jax.data.clips import BadClip, loop_fill, trim_tail, window_starts
 from sousa_jax.data.frame_targets import FrameTargets
-from sousa_jax.data.sousa import decode, open_clips
+from sousa_jax.data.sousa import open_clips
 from sousa_jax.data.strokes import ClipStrokes
 from sousa_jax.data.synth.written import DIALECTS
 from sousa_jax.errors import InputError, nearest, one_line_errors
-from sousa_jax.hearing import HeardStrokes, pick
+from sousa_jax.hearing import HeardStrokes, pick, seam
 from sousa_jax.lesson import EXTRA, MISSED, Lesson, Summary
+from sousa_jax.recording import read_audio
 from sousa_jax.rudiments import RUDIMENTS, by_slug
-from sousa_jax.step import Heard, make_eval_step
+from sousa_jax.stream import hear_windows
 
 BATCH = 4  # windows heard at once: one compiled program for clips of any length
 BARS = " ▏▎▍▌▋▊▉█"
@@ -66,7 +64,7 @@ def hear(model: checkpoint.Model, waveform: np.ndarray) -> tuple[FrameTargets, n
     at_least = window_starts(len(wave), spec.window_samples, spec.window_samples // 2)
     first_frames = [start * per_second // spec.sample_rate for start in at_least]
     windows = [loop_fill(wave, spec.window_samples, f * spec.sample_rate // per_second) for f in first_frames]
-    heard = _hear_windows(model, np.stack(windows))
+    heard = hear_windows(model, np.stack(windows), BATCH)
     stream = _stitched(heard.strokes, first_frames, _n_frames(len(wave), model), _n_frames(len(waveform), model))
     return stream, np.asarray(jax.nn.log_softmax(heard.logits).mean(0))
 
@@ -76,47 +74,24 @@ def _n_frames(n_samples: int, model: checkpoint.Model) -> int:
     return max(1, round(n_samples * model.config.strokes_per_second / model.config.frontend.sample_rate))
 
 
-def _hear_windows(model: checkpoint.Model, windows: np.ndarray) -> Heard:
-    """`(W, n_samples)` windows in batches of `BATCH`, the last filled up with silence; NumPy."""
-    eval_step = _eval_step(model.name, model.config)
-    parts = []
-    for i in range(0, len(windows), BATCH):
-        batch = windows[i : i + BATCH]
-        full = np.pad(batch, ((0, BATCH - len(batch)), (0, 0)))
-        parts.append(jax.device_get(eval_step(model.params, model.stats, {"waveform": full})))
-    return jax.tree.map(lambda *x: np.concatenate(x)[: len(windows)], *parts)
-
-
-@functools.lru_cache(maxsize=2)
-def _eval_step(name: str, config: Any):
-    return make_eval_step(name, config)
-
-
 def _stitched(windows: FrameTargets, first_frames: list[int], n_heard: int, n_frames: int) -> FrameTargets:
     """One stream of `n_frames`, of which the windows `(W, T)` that begin at these frames fill the first `n_heard`."""
     per_window = windows.onset.shape[1]
-    begins = np.array(first_frames)
-    frame = np.arange(min(n_heard, begins[-1] + per_window))
-    best = np.abs(frame[:, None] - begins - (per_window - 1) / 2).argmin(1)
-    rest = (0, n_frames - len(frame))
-    return FrameTargets(*(np.pad(np.asarray(x, np.float32)[best, frame - begins[best]], rest) for x in windows))
+    seams = [seam(a, b, per_window) for a, b in itertools.pairwise(first_frames)]
+    edges = [0, *seams, min(n_heard, first_frames[-1] + per_window)]
+    rest = (0, n_frames - edges[-1])
+
+    def joined(x: np.ndarray) -> np.ndarray:
+        spans = zip(x, first_frames, edges[:-1], edges[1:], strict=True)
+        parts = [row[a - begin : b - begin] for row, begin, a, b in spans]
+        return np.pad(np.concatenate(parts).astype(np.float32), rest)
+
+    return FrameTargets(*map(joined, windows))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is heard
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def read_audio(path: pathlib.Path, sample_rate: int) -> np.ndarray:
-    """A recording as one channel at `sample_rate` Hz, `(n,)` float32. `InputError` if it cannot be used."""
-    if not path.is_file():
-        raise InputError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected a recording")
-    try:
-        return decode(path, sample_rate, path.name)
-    except BadClip as error:
-        raise InputError(
-            f"{path}: {error.reason}; expected a recording that libsndfile reads (wav, flac, mp3)"
-        ) from None
 
 
 def sousa_clip(folder: str, sample_id: str, sample_rate: int) -> tuple[np.ndarray, ClipStrokes]:
@@ -254,7 +229,7 @@ def run(args: argparse.Namespace) -> None:
     if (args.sousa is None) != (args.clip is None):
         raise InputError("--sousa=FOLDER and --clip=SAMPLE_ID belong together")
     for path, ending in ((args.plot, ".png"), (args.csv, ".csv")):
-        _check_writable(path, ending)
+        files.check_writable(path, ending)
     asked = by_slug(args.rudiment) if args.rudiment else None
     model = checkpoint.load_model(args.workdir)
     sample_rate = model.config.frontend.sample_rate
@@ -277,41 +252,17 @@ def run(args: argparse.Namespace) -> None:
     print("\n".join(sentences(taught) if taught else [few]))
 
     if args.csv:
-        with _finished(args.csv) as unfinished:
+        with files.finished(args.csv) as unfinished:
             table.to_csv(unfinished, index=False, float_format="%.6g")
     if args.plot:
         from sousa_jax import strokes_picture
 
         title = strokes_picture.title(names, asked, taught)
         figure = strokes_picture.draw(wave, model.config.frontend, heard, taught, title, true)
-        with _finished(args.plot) as unfinished:
+        with files.finished(args.plot) as unfinished:
             figure.savefig(unfinished, format="png", dpi=strokes_picture.DPI)
     for path in filter(None, (args.csv, args.plot)):
         print(f"written to {path}")
-
-
-def _check_writable(path: pathlib.Path | None, ending: str) -> None:
-    """`InputError` before anything is heard, not after."""
-    if path is None:
-        return
-    if path.suffix != ending:
-        raise InputError(f"cannot write {path}: its name must end in {ending}")
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: " + ("a folder" if path.is_dir() else f"no folder {path.parent}"))
-
-
-@contextlib.contextmanager
-def _finished(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary name beside `path`, which it takes once the block has ended well; else nothing is left. `InputError`
-    where the disk refuses."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
