@@ -5,6 +5,8 @@ Twins of `sousa_jax.models.{heads,strokes}` and of `efficientat.Pyramid`, for in
 Flax's. Where Flax joins neighbours along an axis and maps them linearly, here a convolution strides over them.
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,12 +21,13 @@ from sousa_jax.models.efficientat import (
     EfficientATConfig,
 )
 from sousa_jax.models.heads import (
-    FEATURES,
-    LIKELY,
-    LOWEST,
-    MOST_PER_SECOND,
+    CERTAIN,
+    COARSE_PER_SECOND,
+    DECISIVE,
+    LAG,
+    NEIGHBOUR,
     RARE,
-    RHYTHM_DILATIONS,
+    SHARPNESS,
     SHORTEST_S,
     STREAMS,
 )
@@ -59,7 +62,7 @@ class Strokes(nn.Module):
         self.ear = Ear(config)
         n_stream = count_frames(config.frontend.window_s, config.strokes_per_second)
         self.strokes = StrokeHead(config.width, STEP, self.ear.n_steps, n_stream)
-        self.rhythm = RhythmHead(config.num_classes, config.strokes_per_second, n_stream, config.rhythm_width)
+        self.rhythm = RhythmHead(config.num_classes, config.strokes_per_second, n_stream, *config.rhythm_widths)
 
     def forward(self, log_mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         heard = self.strokes(self.ear(log_mel))
@@ -83,7 +86,7 @@ class ChannelNorm(nn.Module):
 
 
 class DilatedBlock(nn.Module):
-    """A residual block along time: norm, dilated convolution, GELU, linear; zero where `there` is."""
+    """A residual block along time: norm, dilated convolution, GELU, linear."""
 
     def __init__(self, width: int, dilation: int, taps: int = 5):
         super().__init__()
@@ -92,16 +95,13 @@ class DilatedBlock(nn.Module):
         self.taps = nn.Conv2d(width, width, (1, taps), padding=padding, dilation=(1, dilation))
         self.out = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: torch.Tensor, there: torch.Tensor | None = None) -> torch.Tensor:
-        normed = self.norm(x)
-        if there is None:
-            return x + self.out(F.gelu(self.taps(normed), approximate="tanh"))
-        return (x + self.out(F.gelu(self.taps(normed * there), approximate="tanh"))) * there
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.out(F.gelu(self.taps(self.norm(x)), approximate="tanh"))
 
 
-def dilated_blocks(width: int, dilations: tuple[int, ...]) -> nn.ModuleList:
-    """Blocks to be called one after another."""
-    return nn.ModuleList(DilatedBlock(width, dilation) for dilation in dilations)
+def dilated_blocks(width: int, dilations: tuple[int, ...]) -> nn.Sequential:
+    """Blocks one after another."""
+    return nn.Sequential(*(DilatedBlock(width, dilation) for dilation in dilations))
 
 
 def over_bands(in_channels: int, out_channels: int, bands: int) -> nn.Conv2d:
@@ -136,9 +136,7 @@ class Pyramid(nn.Module):
             x = maps[i] if i < FLAT_BLOCKS else maps[i].mean(2, keepdim=True)
             x = F.interpolate(self.levels[i](x), scale_factor=(1.0, float(self.repeats[i])), mode="nearest")
             total = total + x[..., : self.n_steps]
-        for block in self.blocks:
-            total = block(total)
-        return total
+        return self.blocks(total)
 
 
 class Ear(nn.Module):
@@ -164,9 +162,7 @@ class Ear(nn.Module):
         x = torch.relu(self.flat(torch.relu(self.mix(x))))  # (1, 64, 1, T)
         x = self.join(F.pad(x, (0, self.missing)))
         x = x + self.room(torch.relu(x).mean(3, keepdim=True))
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return self.blocks(x)
 
 
 class StrokeHead(nn.Module):
@@ -191,91 +187,116 @@ class RhythmHead(nn.Module):
     """Probabilities of strokes `(1, 4, 1, T)` → logits `(1, num_classes, 1, 1)`. In float32: half precision cannot tell
     the frames of a second apart, and gaps between strokes are what it reads."""
 
-    def __init__(self, num_classes: int, per_second: int, n_stream: int, width: int = 96):
+    def __init__(
+        self, num_classes: int, per_second: int, n_stream: int, fine: int = 64, coarse: int = 96, reach: int = 4
+    ):
         super().__init__()
-        self.list = StrokeList(n_stream, per_second)
-        self.stem = nn.Conv2d(FEATURES, width, 1)
-        self.blocks = dilated_blocks(width, RHYTHM_DILATIONS)
-        self.norm = ChannelNorm(3 * width)
-        self.output = nn.Conv2d(3 * width, num_classes, 1)
+        group = per_second // COARSE_PER_SECOND
+        self.missing = -n_stream % group
+        n_frames = n_stream + self.missing
+        self.neighbourhood = Neighbourhood(n_frames, per_second, reach)
+        self.stem = nn.Conv2d(STREAMS + 1 + 2 * reach * NEIGHBOUR, fine, 1)
+        self.fine = nn.Conv2d(fine, fine // 2, 1)
+        self.join = over_time(fine // 2, coarse, group)
+        self.coarse = dilated_blocks(coarse, (1, 2, 4, 8, 16))
+        self.norm = ChannelNorm(3 * coarse)
+        self.output = nn.Conv2d(3 * coarse, num_classes, 1)
+        self.group, self.n_coarse = group, n_frames // group
 
     def forward(self, heard: torch.Tensor) -> torch.Tensor:
-        strokes = self.list(heard)
-        likely, there = strokes[:, 1:2], strokes[:, 5:]
-        x = F.gelu(self.stem(describe(strokes)), approximate="tanh") * there
-        for block in self.blocks:
-            x = block(x, there)
-        alike, as_likely = (
-            (x * weight).sum(3, keepdim=True) / (weight.sum(3, keepdim=True) + 1) for weight in (there, likely)
-        )
-        largest = (x + (1 - there) * LOWEST).amax(3, keepdim=True)  # behind the last stroke x is zero
-        return self.output(self.norm(torch.cat([alike, as_likely, largest], 1)))
+        heard = condense(F.pad(heard, (0, self.missing)))
+        x = F.gelu(self.stem(self.neighbourhood(heard)), approximate="tanh")
+        x = F.gelu(self.fine(x), approximate="tanh")
+        x = self.coarse(self.join(x))
+        strokes = F.avg_pool2d(heard[:, :1], (1, self.group)) * self.group
+        of_strokes = (x * strokes).sum(3, keepdim=True) / (strokes.sum(3, keepdim=True) + 1)
+        largest = (torch.logsumexp(SHARPNESS * x, 3, keepdim=True) - math.log(self.n_coarse)) / SHARPNESS
+        embedding = self.norm(torch.cat([x.mean(3, keepdim=True), of_strokes, largest], 1))
+        return self.output(embedding)
 
 
-class StrokeList(nn.Module):
-    """The likely strokes of a stream: `(1, 4, 1, T)` → `(1, 6, 1, S)`, in the order of `sousa_jax.models.heads`'s."""
+class Neighbourhood(nn.Module):
+    """What each frame knows of the strokes around it: condensed `(1, 4, 1, T)` → `(1, 5 + 6 · reach, 1, T)`."""
 
-    def __init__(self, n_frames: int, per_second: int):
+    def __init__(self, n_frames: int, per_second: int, reach: int):
         super().__init__()
-        self.per_second = per_second
-        n_strokes = -(-n_frames * MOST_PER_SECOND // per_second)
-        self.register_buffer(
-            "frame", torch.arange(n_frames, dtype=torch.float32).reshape(1, 1, 1, -1), persistent=False
-        )
-        self.register_buffer("rank", torch.arange(1, n_strokes + 1.0).reshape(1, 1, -1, 1), persistent=False)
+        self.n_frames = n_frames
+        time_s = torch.arange(n_frames, dtype=torch.float32) / per_second
+        self.register_buffer("time_s", time_s.expand(1, 1, 2, -1).clone(), persistent=False)
+        # As if strokes had fallen a second apart, without a sound, before the window: time, velocity, grace.
+        nothing = torch.zeros(reach, 1, 3, 1, 1)
+        nothing[:, 0, 0, 0, 0] = -1.0 - torch.arange(reach)
+        self.register_buffer("nothing", nothing, persistent=False)
 
     def forward(self, heard: torch.Tensor) -> torch.Tensor:
-        gathered = gather(heard)
-        likely = (gathered[:, :1] >= LIKELY).to(heard.dtype)
-        p = heard[:, :1]
-        earlier, later = shares(p)
-        late = (later - earlier) / torch.clamp(p + earlier + later, min=1e-6)
-        columns = torch.cat([(self.frame + late) / self.per_second, gathered, torch.ones_like(p)], 1)
-        # 1 at the k-th likely frame of row k: whole numbers differ by 0, 1, ...
-        place = torch.relu(1 - torch.abs(torch.cumsum(likely, 3) - self.rank)) * likely  # (1, 1, S, T)
-        return torch.matmul(columns.transpose(1, 2), place.transpose(2, 3)).transpose(1, 2)
+        onset, velocity, grace, density = heard.split(1, 1)
+        both = torch.cat([heard, heard.flip(3)], 2)  # (1, 4, 2, T): read forwards and backwards
+        values = torch.cat([self.time_s, both[:, 1:3]], 1)
+        held = latest_strokes(both[:, :1], values, self.nothing, self.n_frames)
+        gaps, later = [], self.time_s
+        for stroke in held:
+            time_s = stroke[:, :1]
+            gaps.append(torch.log(SHORTEST_S + torch.relu(later - time_s)) / 1.5 + 1)
+            later = time_s
+        known = torch.cat([*gaps, *(x[:, 1:2] for x in held), *(x[:, 2:] for x in held)], 1)
+        before, after = known[:, :, :1], known[:, :, 1:].flip(3)
+        mean_gap = (onset * before[:, :1]).sum(3, keepdim=True) / (onset.sum(3, keepdim=True) + 1)
+        own = [onset, onset * velocity, onset * grace, density]
+        return torch.cat([*own, mean_gap + torch.zeros_like(onset), before, after], 1)
 
 
-def describe(strokes: torch.Tensor) -> torch.Tensor:
-    """What a rhythm head reads of each stroke: `(1, 6, 1, S)` → `(1, FEATURES, 1, S)`."""
-    time_s, onset, velocity, grace, density, there = strokes.split(1, 1)
-    gap_s = (time_s[..., 1:] - time_s[..., :-1]) * there[..., 1:]
-    before, after = F.pad(gap_s, (1, 0)), F.pad(gap_s, (0, 1))
-    total = lambda x: x.sum(3, keepdim=True)  # noqa: E731
-    mean_gap = total(before * onset) / (total(onset[..., 1:]) + 0.1) + SHORTEST_S
-    mean_velocity = total(velocity * onset) / (total(onset) + 0.1) + 0.01
-    columns = [
-        *(torch.log(SHORTEST_S + gap) / 2 + 1 for gap in (before, after)),
-        *(torch.clamp(gap / mean_gap, max=8.0) - 1 for gap in (before, after)),
-        3 * velocity - 1.6,
-        torch.clamp(velocity / mean_velocity, max=8.0) - 1,
-        grace,
-        density,
-        onset,
-    ]
-    return torch.cat(columns, 1) * there
+def condense(heard: torch.Tensor) -> torch.Tensor:
+    """The stream of an ear as strokes of one frame, most of them nearly sure; `(1, 4, 1, T)` to the same."""
+    heard = gather(heard)
+    onset = heard[:, :1]
+    fell, not_fell = (onset / CERTAIN) ** DECISIVE, ((1 - onset) / (1 - CERTAIN)) ** DECISIVE
+    return torch.cat([fell / (fell + not_fell), heard[:, 1:]], 1)
 
 
 def gather(heard: torch.Tensor) -> torch.Tensor:
     """The largest of neighbouring frames takes what the smaller ones beside it hold; `(1, 4, 1, T)` to the same."""
+    before, after = (lambda x: delayed(x, 1)), (lambda x: F.pad(x[..., 1:], (0, 1)))
     p = heard[:, :1]
     is_peak = (p >= before(p)) & (p >= after(p))
-    earlier, later = shares(p)
-    mass = p + earlier + later
+    shares = [torch.where(beside(p) < p, beside(p), torch.zeros_like(p)) for beside in (before, after)]
+    mass = p + shares[0] + shares[1]
     loud = heard[:, 1:3]  # velocity and grace
-    loud = (p * loud + earlier * before(loud) + later * after(loud)) / torch.clamp(mass, min=1e-6)
+    loud = (p * loud + shares[0] * before(loud) + shares[1] * after(loud)) / torch.clamp(mass, min=1e-6)
     onset = torch.where(is_peak, torch.clamp(mass, max=1.0), torch.zeros_like(p))
     return torch.cat([onset, loud, heard[:, 3:]], 1)
 
 
-def shares(p: torch.Tensor) -> list[torch.Tensor]:
-    """What each frame takes of the one before it and of the one after: all of it where it is smaller."""
-    return [torch.where(beside < p, beside, torch.zeros_like(p)) for beside in (before(p), after(p))]
+def latest_strokes(
+    onset: torch.Tensor, values: torch.Tensor, nothing: torch.Tensor, n_frames: int
+) -> list[torch.Tensor]:
+    """The latest strokes before each frame, as they are expected to be: the recurrence of `sousa_jax.models.heads`
+    without a recurrence, which Core ML could only loop over.
+
+    Place by place of the shift register, each fed by the one before it as it was a frame ago:
+    `y[t] = (1 - p[t]) y[t-1] + p[t] fed[t]`, summed up over 1, 2, 4, … frames.
+
+    Args:
+      onset: `(1, 1, H, T)`, probabilities.
+      values: `(1, C, H, T)` of a stroke in that frame.
+      nothing: `(reach, 1, C, 1, 1)`, what the register holds in the beginning.
+      n_frames: T, at least 2, as a number that a trace does not follow.
+
+    Returns:
+      `reach` tensors `(1, C, H, T)`, the latest first; at frame t of strokes up to `t - LAG`.
+    """
+    kept = [1 - onset]  # what stays over 1, 2, 4, ... frames; nobody reads it where those reach out of the window
+    for level in range(math.ceil(math.log2(n_frames)) - 1):
+        kept.append(kept[-1] * delayed(kept[-1], 2**level))
+    fed, found = values, []
+    for first in nothing.unbind():
+        held = onset * (fed - first)
+        for level, stays in enumerate(kept):
+            held = held + stays * delayed(held, 2**level)
+        fed = delayed(held, 1) + first
+        found.append(delayed(held, LAG) + first)
+    return found
 
 
-def before(x: torch.Tensor) -> torch.Tensor:
-    return F.pad(x[..., :-1], (1, 0))
-
-
-def after(x: torch.Tensor) -> torch.Tensor:
-    return F.pad(x[..., 1:], (0, 1))
+def delayed(x: torch.Tensor, frames: int) -> torch.Tensor:
+    """`x` that many frames later, zeros before it."""
+    return F.pad(x[..., :-frames], (frames, 0))

@@ -23,7 +23,7 @@ SMOKE = {
     "beats": dict(patch_features=32, features=64, hidden_features=128, n_layers=2, n_heads=2, conv_kernel=16),
     "efficientat": dict(norm_momentum=0.9, grouped_init=True),
     "ast": dict(width=64, depth=2, n_heads=2, mlp_width=128),
-    "strokes": dict(width=32, dilations=(1, 2, 4), rhythm_width=32),
+    "strokes": dict(width=32, dilations=(1, 2, 4), rhythm_widths=(16, 32)),
 }
 
 
@@ -76,7 +76,6 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.strokes.stage = "joint" if model == "strokes" else ""  # hearing, rhythm or joint; see docs/strokes.md
     config.strokes.rhythm_from = ""  # folder of a run of stage rhythm, whose rhythm head this one starts with
     config.strokes.weight = 1.0  # of the strokes' loss beside the name's
-    config.strokes.rhythm_weight = 0.5  # of the name's loss from the true strokes, beside that from the heard ones
     config.strokes.errors = ""  # stage rhythm: a file of measured hearing errors; empty: strokes are heard as they fall
 
     config.teachers = ()  # folders of runs whose answers are learnt beside what is true; see sousa_jax/distill.py

@@ -33,6 +33,7 @@ def stage(name: str, preset: str) -> ConfigDict:
     config.train.batch_size = 32
     config.train.learning_rate = LEARNING_RATES[name]
     config.train.label_smoothing = 0.05
+    config.train.ema = 0.998
     # Strokes must stay where they fall.
     config.augment.update(
         tempo_stretch=0.0, mixup_alpha=0.0, time_masks=0, freq_masks=1, freq_mask_bins=8, equalizer_db=6.0

@@ -232,7 +232,6 @@ def weights(config: ConfigDict) -> dict[str, float]:
         "class_loss": 1 - settings.alpha,
         "distillation_loss": settings.alpha,
         "embedding_loss": settings.embedding,
-        "rhythm_loss": config.strokes.rhythm_weight * (1 - settings.strokes),
         "stroke_loss": of_strokes * (1 - settings.strokes),
         "taught_stroke_loss": of_strokes * settings.strokes,
     }

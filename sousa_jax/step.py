@@ -21,9 +21,6 @@ from sousa_jax.models.heads import probabilities
 
 Batch = dict[str, jax.Array]
 
-AS_THEY_FELL = 1 / 3  # of the clips in stage rhythm, where all others are misheard: a head that only knows simulated
-# errors reads neither true strokes well nor those of a real ear
-
 # Apart from the numbers of layers, by which networks derive keys from the same one.
 LORA_PLACE = 1_000
 
@@ -74,7 +71,7 @@ def make_train_step(
         losses = _rhythm_losses(model_name, model_config, config, errors)
     else:
         losses = _sound_losses(model_name, model_config, config, adapters, teachers)
-    weights = {"stroke_loss": config.strokes.weight, "rhythm_loss": config.strokes.rhythm_weight}
+    weights = {"stroke_loss": config.strokes.weight}
     if teachers:
         weights = distill.weights(config)
     seed, accumulate, decay = config.seed, config.train.accumulate, config.train.ema
@@ -118,13 +115,10 @@ _Losses = Callable[..., tuple[dict[str, jax.Array], models.Arrays]]
 def _sound_losses(
     model_name: str, model_config: Any, config: ConfigDict, adapters: LoRA | None, teachers: Sequence[Teacher]
 ) -> _Losses:
-    """Of what is heard: the name's, the strokes', or both; of what teachers answer; and of the name as the rhythm head
-    would read it from the true strokes, so that it does not forget them for those of clips that the ear knows."""
+    """Of what is heard: the name's, the strokes', or both; and of what teachers answer."""
     apply = models.apply_fn(model_name, model_config, adapters=adapters, recompute=config.train.remat)
     spec, stage = model_config.frontend, config.strokes.stage
     answer = distill.taught(teachers, model_config, config) if teachers else None
-    has_rhythm = stage == "joint" and config.strokes.rhythm_weight and models.has_rhythm_head(model_name, model_config)
-    rhythm = models.rhythm_fn(model_name, model_config) if has_rhythm else None
     if stage:
         strategies.check_augmentation_keeps_strokes(config)
 
@@ -142,8 +136,6 @@ def _sound_losses(
             found |= distill.losses(outputs, answer(frozen, features_rng, batch), config)
         if stage:
             found["stroke_loss"] = stroke_loss(outputs.strokes, batch["stroke_targets"])
-        if rhythm is not None:
-            found["rhythm_loss"] = class_loss(rhythm({**frozen, **params}, batch["stroke_targets"]), targets)
         return found, stats
 
     return losses
@@ -156,8 +148,7 @@ def _rhythm_losses(model_name: str, model_config: Any, config: ConfigDict, error
     def losses(params, frozen, stats, batch, rng):
         heard = batch["stroke_targets"]
         if errors is not None:
-            misheard = jax.random.bernoulli(jax.random.fold_in(rng, 1), 1 - AS_THEY_FELL, (len(batch["label"]), 1))
-            heard = mishear(jax.random.fold_in(rng, 0), heard, errors, per_second, misheard.astype(jnp.float32))
+            heard = mishear(rng, heard, errors, per_second)
         targets = jax.nn.one_hot(batch["label"], model_config.num_classes)
         targets = optax.smooth_labels(targets, config.train.label_smoothing)
         return {"class_loss": class_loss(rhythm({**frozen, **params}, heard), targets)}, stats

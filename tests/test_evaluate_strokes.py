@@ -206,7 +206,7 @@ def workdir(tmp_path_factory):
     )
     config = strokes.get_config("smoke")
     config.model.window_s = 0.5
-    config.model.settings.update(width=8, dilations=(1, 2), rhythm_width=8)
+    config.model.settings.update(width=8, dilations=(1, 2), rhythm_widths=(8, 8))
     config.data.path = str(root / "hub")
     network = start.network(config)
     model = checkpoint.Model("strokes", network, *models.init("strokes", network, 0), {})

@@ -31,7 +31,7 @@ def tiny_config(stage, clips="synth", **changes):
     config.data.path = str(clips)
     config.data.synth.update(share=0.0, clips=(16, 8, 8))  # the stage rhythm's are synthetic all the same
     config.model.window_s = 1.0
-    config.model.settings.update(width=8, dilations=(1, 2), rhythm_width=8)
+    config.model.settings.update(width=8, dilations=(1, 2), rhythm_widths=(8, 8))
     config.eval.batch_size = 4
     config.train.update(batch_size=4, epochs=1, log_every_steps=1, checkpoint_every_steps=2)
     for key, value in changes.items():
@@ -122,9 +122,7 @@ def test_logs_name_the_losses_and_the_score_that_counts(stages):
 def test_the_parts_of_the_loss_add_up_by_their_weight(stages):
     for line in (stages["joint"] / "logs" / "scalars.jsonl").read_text().splitlines():
         if "train/loss" in (said := json.loads(line)):
-            weights = strokes.get_config().strokes
-            total = said["train/class_loss"] + weights.weight * said["train/stroke_loss"]
-            total += weights.rhythm_weight * said["train/rhythm_loss"]
+            total = said["train/class_loss"] + strokes.get_config().strokes.weight * said["train/stroke_loss"]
             assert said["train/loss"] == pytest.approx(total, rel=1e-5)
 
 
@@ -176,7 +174,7 @@ def test_a_rhythm_head_comes_from_a_run_of_its_own(stages):
 def test_a_rhythm_head_that_does_not_fit_is_refused(stages, tmp_path, model, folder, message):
     config = tiny_config("joint") if model != "ast" else plain_config("ast")
     if model == "wider":
-        config.model.settings.rhythm_width = 16
+        config.model.settings.rhythm_widths = (8, 16)
     config.strokes.rhythm_from = str(stages.get(folder, tmp_path / folder))
     with pytest.raises(InputError, match=message) as error:
         start.arrays(config, start.network(config), None)

@@ -116,18 +116,13 @@ def apply_fn(
     return apply
 
 
-def has_rhythm_head(name: str, config: Any) -> bool:
-    """Whether the network reads the name from the strokes that it hears."""
-    return any(path[0] == "rhythm" for path, _ in nnx.to_flat_state(_abstract(name, config)[1]))
-
-
 def rhythm_fn(name: str, config: Any) -> Callable[[Arrays, FrameTargets], jax.Array]:
     """The rhythm head alone: `rhythm(params, heard) -> logits` from a stream of strokes that somebody else heard.
 
     `InputError` if the network has none.
     """
     graphdef, template = _abstract(name, config)
-    if not has_rhythm_head(name, config):
+    if not any(path[0] == "rhythm" for path, _ in nnx.to_flat_state(template)):
         raise InputError(f"{name} has no rhythm head; config.strokes.stage='rhythm' needs one")
 
     def rhythm(params, heard):

@@ -2,13 +2,12 @@
 
 features → backbone → frames → `StrokeHead` → stream of strokes → `RhythmHead` → 40 logits
 
-The stream is soft: each stroke comes with its probability, and none but the unlikely ones are left out, so that the
-loss of the name reaches the ear. Both heads are made of convolutions, linear layers, norms, means, comparisons and a
-cumulative sum, all of which Core ML has.
+The stream is soft: nothing is rounded inside the network, so that the loss of the name reaches the ear. Both heads are
+convolutions, linear layers, norms and means, with the comparisons, shifts and powers of `condense`, all of which Core
+ML has, and one recurrence, `latest_strokes`, that log2(T) shifts compute as well (a test shows it).
 """
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,25 +20,25 @@ from sousa_jax.models.layers import Recomputable
 
 STREAMS = len(FrameTargets._fields)
 RARE = -3.0  # initial logit of a stroke: most frames have none
-MOST_PER_SECOND = 20  # strokes that a rhythm head reads: the fastest rolls have 18
-LIKELY = 0.1  # probability from which it reads them
-FEATURES = 9  # of a stroke, `describe`
-RHYTHM_DILATIONS = (1, 2, 4, 8, 1)
-SHORTEST_S = 0.005  # gaps are told apart down to about that
-LOWEST = -10.0  # the maximum where no stroke is
+COARSE_PER_SECOND = 50  # frames of the rhythm head's wide layers
+SHARPNESS = 4.0  # of the soft maximum over time
+NEIGHBOUR = 3  # numbers that are known of a neighbouring stroke
+LAG = 2  # frames
+CERTAIN, DECISIVE = 0.3, 4  # probability from which a stroke rather fell, and the power that makes it sure
+SHORTEST_S = 0.01  # gaps are told apart down to about that
 
 
 class DilatedBlock(Recomputable):
     """A residual block along time: norm, dilated convolution, GELU, linear. `(B, T, width)` to the same shape; outside
-    of the sequence everything is zero, and so it is where `there`, `(B, T, 1)`, is zero."""
+    of the sequence everything is zero."""
 
     def __init__(self, width: int, dilation: int, *, taps: int = 5, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.taps = nnx.Conv(width, width, (taps,), kernel_dilation=dilation, rngs=rngs)
         self.out = nnx.Linear(width, width, rngs=rngs)
 
-    def forward(self, x: jax.Array, there: jax.Array | float = 1.0) -> jax.Array:
-        return (x + self.out(nnx.gelu(self.taps(self.norm(x) * there)))) * there
+    def forward(self, x: jax.Array) -> jax.Array:
+        return x + self.out(nnx.gelu(self.taps(self.norm(x))))
 
 
 def dilated_blocks(width: int, dilations: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.List:
@@ -92,100 +91,87 @@ def stream_frames(spec: FrontendSpec, n_frames: int, per_second: int) -> int:
     return count_frames(spec.window_s + more * spec.hop_length / spec.sample_rate, per_second)
 
 
-class StrokeList(NamedTuple):
-    """The likely strokes of each window in order of time: `(B, S)` float32 each, zeros behind the last one.
-
-    time_s: from the window's first sample, between frames where neighbouring ones share a stroke. onset, velocity,
-    grace, density: as `FrameTargets`. there: 1 for a stroke, 0 behind the last.
-    """
-
-    time_s: jax.Array
-    onset: jax.Array
-    velocity: jax.Array
-    grace: jax.Array
-    density: jax.Array
-    there: jax.Array
-
-
 class RhythmHead(nnx.Module):
     """A stream of strokes → logits of the rudiments; any number of frames.
 
-    A rhythm goes from stroke to stroke, not from frame to frame. So the stream becomes a list of all strokes that are
-    not unlikely, each with its probability (`list_strokes`): a tempo is then nothing but longer gaps. Dilated
-    convolutions along the list see 32 strokes to either side; of what they find the mean over all strokes is taken, the
-    mean over those that are likely, and the maximum.
+    What makes a rhythm is the time from stroke to stroke, not from frame to frame. So the stream is first condensed to
+    strokes that are nearly sure, of one frame each (`condense`), and every frame learns which of them came last and
+    come next (`latest_strokes`): the gaps between them, on a logarithmic scale on which a tempo is a shift, the mean
+    gap of the window, and how hard they were. Dilated convolutions at 50 frames a second then see about 1.3 s; what
+    they find is averaged over time and over strokes, and its soft maximum taken.
 
     Args:
       num_classes: logits.
-      per_second: frames of the stream, at least `MOST_PER_SECOND`.
-      width: of the layers.
+      per_second: frames of the stream; a multiple of 50.
+      reach: strokes before and after each frame.
+      fine, coarse: widths of the layers at the stream's own rate and of those at 50 frames a second.
     """
 
-    def __init__(self, num_classes: int, per_second: int, width: int = 96, *, rngs: nnx.Rngs):
-        if per_second < MOST_PER_SECOND:
-            raise InputError(f"a rhythm head needs at least {MOST_PER_SECOND} frames a second, not {per_second}")
-        self.per_second = per_second
-        self.stem = nnx.Linear(FEATURES, width, rngs=rngs)
-        self.blocks = dilated_blocks(width, RHYTHM_DILATIONS, rngs=rngs)
-        self.norm = nnx.LayerNorm(3 * width, rngs=rngs)
-        self.output = nnx.Linear(3 * width, num_classes, rngs=rngs)
+    def __init__(
+        self, num_classes: int, per_second: int, fine: int = 64, coarse: int = 96, reach: int = 4, *, rngs: nnx.Rngs
+    ):
+        if per_second < COARSE_PER_SECOND or per_second % COARSE_PER_SECOND:
+            raise InputError(f"a rhythm head needs a multiple of {COARSE_PER_SECOND} frames a second, not {per_second}")
+        self.per_second, self.reach = per_second, reach
+        self.group = per_second // COARSE_PER_SECOND
+        self.stem = nnx.Linear(STREAMS + 1 + 2 * reach * NEIGHBOUR, fine, rngs=rngs)
+        self.fine = nnx.Linear(fine, fine // 2, rngs=rngs)
+        self.join = nnx.Linear(self.group * (fine // 2), coarse, rngs=rngs)
+        self.coarse = dilated_blocks(coarse, (1, 2, 4, 8, 16), rngs=rngs)
+        self.norm = nnx.LayerNorm(3 * coarse, rngs=rngs)
+        self.output = nnx.Linear(3 * coarse, num_classes, rngs=rngs)
 
     def __call__(self, heard: FrameTargets) -> tuple[jax.Array, jax.Array]:
-        """`(logits, embedding)`, float32 `(B, num_classes)` and `(B, 3 · width)`.
+        """`(logits, embedding)`, float32 `(B, num_classes)` and `(B, 3 · coarse)`.
 
         heard: 0 … 1, `(B, T)` each: probabilities, or `FrameTargets` themselves. Velocity and grace count as far as
         there is an onset.
         """
-        strokes = list_strokes(heard, self.per_second)
-        there = strokes.there[..., None]
-        x = nnx.gelu(self.stem(describe(strokes))) * there
-        for block in self.blocks:
-            x = block(x, there)
-        likely = strokes.onset[..., None]
-        alike, as_likely = (x * there).sum(1) / (there.sum(1) + 1), (x * likely).sum(1) / (likely.sum(1) + 1)
-        embedding = self.norm(jnp.concatenate([alike, as_likely, jnp.where(there > 0, x, LOWEST).max(1)], -1))
+        batch, n = heard.onset.shape
+        heard = condense(FrameTargets(*(jnp.pad(x, ((0, 0), (0, -n % self.group))) for x in heard)))
+        x = nnx.gelu(self.stem(self.neighbourhood(heard)))
+        x = nnx.gelu(self.fine(x))
+        x = self.join(x.reshape(batch, -1, self.group * x.shape[2]))
+        for block in self.coarse:
+            x = block(x)
+        strokes = heard.onset.reshape(batch, -1, self.group).sum(-1)[..., None]
+        of_strokes = (x * strokes).sum(1) / (strokes.sum(1) + 1)
+        largest = (jax.nn.logsumexp(SHARPNESS * x, 1) - math.log(x.shape[1])) / SHARPNESS
+        embedding = self.norm(jnp.concatenate([x.mean(1), of_strokes, largest], -1))
         return self.output(embedding), embedding
 
+    def neighbourhood(self, heard: FrameTargets) -> jax.Array:
+        """What each frame knows: `(B, T, STREAMS + 1 + 2 · reach · NEIGHBOUR)`."""
+        onset = heard.onset
+        own = jnp.stack([onset, onset * heard.velocity, onset * heard.grace, heard.density], -1)
+        before, after = (self._gaps(heard, backwards) for backwards in (False, True))
+        mean_gap = (onset * before[..., 0]).sum(1) / (onset.sum(1) + 1)
+        mean_gap = jnp.broadcast_to(mean_gap[:, None, None], (*onset.shape, 1))
+        return jnp.concatenate([own, mean_gap, before, after], -1)
 
-def describe(strokes: StrokeList) -> jax.Array:
-    """What a rhythm head reads of each stroke, `(B, S, FEATURES)`, zeros behind the last one: the gaps to its
-    neighbours, on a logarithmic scale and beside the window's mean gap, its velocity, as it is and beside the mean one,
-    its grace, the density around it, and how likely it is at all."""
-    onset, velocity = strokes.onset, strokes.velocity
-    gap_s = jnp.diff(strokes.time_s, axis=1) * strokes.there[:, 1:]
-    before, after = jnp.pad(gap_s, ((0, 0), (1, 0))), jnp.pad(gap_s, ((0, 0), (0, 1)))
-    mean_gap = (before * onset).sum(1, keepdims=True) / (onset[:, 1:].sum(1, keepdims=True) + 0.1) + SHORTEST_S
-    mean_velocity = (velocity * onset).sum(1, keepdims=True) / (onset.sum(1, keepdims=True) + 0.1) + 0.01
-    columns = [
-        *(jnp.log(SHORTEST_S + gap) / 2 + 1 for gap in (before, after)),
-        *(jnp.minimum(gap / mean_gap, 8) - 1 for gap in (before, after)),
-        3 * velocity - 1.6,
-        jnp.minimum(velocity / mean_velocity, 8) - 1,
-        strokes.grace,
-        strokes.density,
-        onset,
-    ]
-    return jnp.stack(columns, -1) * strokes.there[..., None]
+    def _gaps(self, heard: FrameTargets, backwards: bool) -> jax.Array:
+        """Of the `reach` strokes before (or after) each frame: the gaps from one to the next, then their velocities,
+        then whether they are graces. `(B, T, NEIGHBOUR · reach)`."""
+        turn = (lambda x: x[:, ::-1]) if backwards else (lambda x: x)
+        time_s = jnp.broadcast_to(jnp.arange(heard.onset.shape[1]) / self.per_second, heard.onset.shape)
+        values = jnp.stack([time_s, turn(heard.velocity), turn(heard.grace)], -1)
+        # As if strokes had fallen a second apart, without a sound, before the window.
+        nothing = jnp.stack([-1.0 - jnp.arange(self.reach), *jnp.zeros((2, self.reach))], -1)
+        latest = latest_strokes(turn(heard.onset), values, nothing)  # (B, T, reach, 3)
+        times = jnp.concatenate([time_s[..., None], latest[..., 0]], -1)
+        gaps = jnp.log(SHORTEST_S + jnp.maximum(times[..., :-1] - times[..., 1:], 0)) / 1.5 + 1
+        return turn(jnp.concatenate([gaps, latest[..., 1], latest[..., 2]], -1))
 
 
-def list_strokes(heard: FrameTargets, per_second: int) -> StrokeList:
-    """The strokes of a stream, `(B, T)` each, that are not unlikely: peaks of at least `LIKELY`, after `gather`.
+def condense(heard: FrameTargets) -> FrameTargets:
+    """The stream of an ear, `(B, T)` each, as a stream of what fell: strokes of one frame, most of them nearly sure.
 
-    Which ones these are has no gradient; how likely, hard and late they are does. There is room for `MOST_PER_SECOND`;
-    what is beyond is left out.
+    After `gather`, what is likelier than `CERTAIN` is drawn to 1, what is less to 0. All this is smooth but where
+    neighbours change places, exact at 0 and 1, and leaves a stream of certain strokes as it is.
     """
-    gathered = gather(heard)
-    likely = gathered.onset >= LIKELY
-    n_frames = heard.onset.shape[1]
-    earlier, later = _shares(heard.onset)
-    late = (later - earlier) / jnp.maximum(heard.onset + earlier + later, 1e-6)  # frames
-    time_s = (jnp.arange(n_frames) + late) / per_second
-    rank = jnp.where(likely, jnp.cumsum(likely, 1) - 1, -1)
-    place = rank[:, None] == jnp.arange(-(-n_frames * MOST_PER_SECOND // per_second))[:, None]  # (B, S, T)
-    columns = jnp.stack([time_s, *gathered, jnp.ones_like(time_s)], -1)
-    # By a product of zeros and ones, which Core ML has as well; times want all of float32.
-    listed = jnp.einsum("bst,btc->bsc", place.astype(jnp.float32), columns, precision="highest")
-    return StrokeList(*jnp.moveaxis(listed, -1, 0))
+    heard = gather(heard)
+    fell, not_fell = (heard.onset / CERTAIN) ** DECISIVE, ((1 - heard.onset) / (1 - CERTAIN)) ** DECISIVE
+    return heard._replace(onset=fell / (fell + not_fell))
 
 
 def gather(heard: FrameTargets) -> FrameTargets:
@@ -194,28 +180,44 @@ def gather(heard: FrameTargets) -> FrameTargets:
     Its velocity and grace are means of all three, what is left of the others is nothing; at most 1. `(B, T)` each.
     """
     p = heard.onset
-    is_peak = (p >= _before(p)) & (p >= _after(p))
-    earlier, later = _shares(p)
-    mass = p + earlier + later
+    before, after = (lambda x: jnp.pad(x[:, :-1], ((0, 0), (1, 0)))), (lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1))))
+    is_peak = (p >= before(p)) & (p >= after(p))
+    shares = [jnp.where(beside(p) < p, beside(p), 0) for beside in (before, after)]
+    mass = p + shares[0] + shares[1]
 
     def of_all(x: jax.Array) -> jax.Array:
-        return (p * x + earlier * _before(x) + later * _after(x)) / jnp.maximum(mass, 1e-6)
+        return (p * x + shares[0] * before(x) + shares[1] * after(x)) / jnp.maximum(mass, 1e-6)
 
     onset = jnp.where(is_peak, jnp.minimum(mass, 1), 0)
     return FrameTargets(onset, of_all(heard.velocity), of_all(heard.grace), heard.density)
 
 
-def _shares(p: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What each frame takes of the one before it and of the one after: all of it where it is smaller."""
-    return jnp.where(_before(p) < p, _before(p), 0), jnp.where(_after(p) < p, _after(p), 0)
+def latest_strokes(onset: jax.Array, values: jax.Array, nothing: jax.Array) -> jax.Array:
+    """The latest strokes before each frame: what they are expected to be, if strokes fall with these probabilities.
 
+    A shift register that takes in a stroke as far as it is one: with probability p it moves on, else it stays.
+    Differentiable; at 0 and 1 exact.
 
-def _before(x: jax.Array) -> jax.Array:
-    return jnp.pad(x[:, :-1], ((0, 0), (1, 0)))
+    Args:
+      onset: `(B, T)`, probabilities.
+      values: `(B, T, C)` of a stroke in that frame.
+      nothing: `(reach, C)`, what the register holds in the beginning.
 
+    Returns:
+      `(B, T, reach, C)`, the latest first; at frame t of strokes up to t - 2, so that a stroke whose probability lies
+      on two frames is not its own predecessor.
+    """
 
-def _after(x: jax.Array) -> jax.Array:
-    return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+    def step(register, frame):
+        p, value = frame
+        moved = jnp.concatenate([value[:, None], register[:, :-1]], 1)
+        register = register + p[:, None, None] * (moved - register)
+        return register, register
+
+    first = jnp.broadcast_to(nothing, (onset.shape[0], *nothing.shape))
+    _, found = jax.lax.scan(step, first, (onset.T, jnp.swapaxes(values, 0, 1)))
+    found = jnp.concatenate([jnp.stack([first] * LAG), found])[: onset.shape[1]]
+    return jnp.swapaxes(found, 0, 1)
 
 
 def probabilities(logits: FrameTargets) -> FrameTargets:

@@ -33,18 +33,19 @@ class StrokesConfig:
       num_classes: size of the logits.
       width: channels of the ear's blocks.
       dilations: of its blocks, in steps of `STEP` frames; it hears `2 · STEP · Σ dilations` frames to either side.
-      rhythm_width: of the rhythm head.
-      frontend: its frame rate is that of the strokes.
+      rhythm_widths: of the rhythm head's fine and coarse blocks.
+      frontend: its frame rate, a multiple of 50 a second, is that of the strokes.
     """
 
     num_classes: int = 40
     width: int = 128
     dilations: tuple[int, ...] = (1, 2, 4, 8, 16)
-    rhythm_width: int = 96
+    rhythm_widths: tuple[int, int] = (64, 96)
     frontend: FrontendSpec = FRONTEND
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dilations", tuple(self.dilations))  # JSON brings them back as a list
+        for name in ("dilations", "rhythm_widths"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON brings them back as lists
         if self.frontend.n_mels % 8:
             raise InputError(f"{self.frontend.n_mels} mel bands are not a multiple of 8")
         if self.frontend.sample_rate % self.frontend.hop_length:
@@ -107,7 +108,7 @@ class Strokes(nnx.Module):
         self.config = config
         self.ear = Ear(config, rngs=rngs)
         self.strokes = StrokeHead(config.width, STEP, rngs=rngs)
-        self.rhythm = RhythmHead(config.num_classes, config.strokes_per_second, config.rhythm_width, rngs=rngs)
+        self.rhythm = RhythmHead(config.num_classes, config.strokes_per_second, *config.rhythm_widths, rngs=rngs)
 
     def __call__(self, features: jax.Array, *, train: bool = False, rng: jax.Array | None = None) -> Outputs:
         """features: `(batch, n_mels, n_frames)`, the frontend's spectrogram. `train` and `rng` change nothing."""

@@ -28,7 +28,7 @@ def mn(name="mn01", window_s=2.0, **changes):
 
 def small_strokes(window_s=1.0):
     """A narrow network of the model `strokes`."""
-    return StrokesConfig(width=16, dilations=(1, 2), rhythm_width=8).for_window(window_s, "fill")
+    return StrokesConfig(width=16, dilations=(1, 2), rhythm_widths=(8, 12)).for_window(window_s, "fill")
 
 
 @functools.cache

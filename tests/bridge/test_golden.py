@@ -17,7 +17,7 @@ from sousa_jax.step import make_eval_step
 FRONTEND = FrontendSpec(
     sample_rate=16_000, n_fft=512, win_length=320, hop_length=80, n_mels=16, fmax_hz=7_500.0, window_s=2.0
 )
-CONFIG = models.StrokesConfig(width=16, dilations=(1,), rhythm_width=8, frontend=FRONTEND)
+CONFIG = models.StrokesConfig(width=16, dilations=(1,), rhythm_widths=(8, 8), frontend=FRONTEND)
 REQUEST = Request("flam_tap", tempo_bpm=140, num_cycles=1)
 
 

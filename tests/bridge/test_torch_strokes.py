@@ -1,7 +1,8 @@
-"""The list of strokes that the twin reads is Flax's, and so is what it reads of them."""
+"""What reads a rhythm without a recurrence is the recurrence."""
 
 import jax
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,29 +11,54 @@ from bridge import torch_strokes
 from sousa_jax.data.frame_targets import FrameTargets
 from sousa_jax.models import heads
 
-N, RATE = 120, 200
-listed = jax.jit(lambda heard: heads.list_strokes(heard, RATE))
+N = 37
+scan = jax.jit(heads.latest_strokes)
+condense = jax.jit(heads.condense)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(0, 1, width=16), min_size=N, max_size=N), st.floats(0, 1), st.integers(0, 99))
-def test_lists_are_equal(onset, sparse, seed):
-    """Of few strokes and of more than there is room for, neighbours as large as each other included."""
-    rng = np.random.default_rng(seed)
-    onset = np.float32(onset) * (rng.random(N) < sparse)
-    heard = np.concatenate([onset[None], rng.random((3, N))]).astype(np.float32)
-    expected = listed(FrameTargets(*heard[:, None]))
-    found = torch_strokes.StrokeList(N, RATE)(torch.from_numpy(heard)[None, :, None])
-    np.testing.assert_allclose(found[0, :, 0], np.stack(expected)[:, 0], atol=1e-5)
-    np.testing.assert_allclose(
-        torch_strokes.describe(found)[0, :, 0].T, heads.describe(expected)[0], atol=2e-4, rtol=1e-4
+def shifts(onset, values, nothing):
+    """`(T, reach, C)` of one stream, as `heads.latest_strokes` has it."""
+    as_twin = lambda x: torch.from_numpy(x).T.reshape(1, -1, 1, len(x))  # noqa: E731
+    held = torch_strokes.latest_strokes(
+        as_twin(onset[:, None]), as_twin(values), torch.from_numpy(nothing)[:, None, :, None, None], len(onset)
     )
+    return np.stack([x[0, :, 0].T.numpy() for x in held], 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.0, 0.0, 0.25, 0.7, 1.0]), min_size=N, max_size=N), st.integers(0, 99))
+def test_shifts_compute_the_recurrence(onset, seed):
+    rng = np.random.default_rng(seed)
+    values, nothing = np.float32(rng.normal(size=(N, 3))), np.float32(rng.normal(size=(4, 3)))
+    onset = np.float32(onset)
+    expected = scan(onset[None], values[None], nothing)[0]
+    np.testing.assert_allclose(shifts(onset, values, nothing), expected, atol=2e-5)
 
 
 def test_a_window_of_five_seconds():
-    """1,000 frames: the last of a hundred strokes is where it fell."""
-    onset = np.zeros((4, 1000), np.float32)
-    onset[0, 9::10] = 1
-    found = torch_strokes.StrokeList(1000, RATE)(torch.from_numpy(onset)[None, :, None])[0, :, 0]
-    np.testing.assert_allclose(found[0], np.arange(9, 1000, 10) / RATE, atol=1e-6)
-    assert found[5].all()
+    """1,000 frames, ten doublings: the last stroke is remembered from one end to the other."""
+    rng = np.random.default_rng(0)
+    onset = np.zeros(1000, np.float32)
+    onset[3] = 1
+    values, nothing = np.float32(rng.normal(size=(1000, 3))), np.float32(rng.normal(size=(4, 3)))
+    np.testing.assert_allclose(shifts(onset, values, nothing)[-1, 0], values[3], atol=1e-6)
+    np.testing.assert_allclose(shifts(onset, values, nothing)[-1, 1:], nothing[:-1], atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1, width=16), min_size=N, max_size=N), st.integers(0, 99))
+def test_condensed_streams_are_equal(onset, seed):
+    """Neighbours as large as each other included."""
+    others = np.float32(np.random.default_rng(seed).random((3, N)))
+    heard = np.concatenate([np.float32(onset)[None], others])
+    expected = np.stack(condense(FrameTargets(*heard[:, None])))[:, 0]
+    found = torch_strokes.condense(torch.from_numpy(heard)[None, :, None])
+    np.testing.assert_allclose(found[0, :, 0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 64])
+def test_delayed(frames):
+    x = torch.arange(1.0, 101.0)[None, None, None]
+    found = torch_strokes.delayed(x, frames)[0, 0, 0]
+    assert not found[:frames].any()
+    assert torch.equal(found[frames:], x[0, 0, 0, :-frames])

@@ -16,7 +16,7 @@ from sousa_jax.frontends import FrontendSpec, spectrogram
 from sousa_jax.models.strokes import FRONTEND, STEP, StrokesConfig
 
 N_MELS = FRONTEND.n_mels
-TINY = StrokesConfig(width=16, dilations=(1, 2), rhythm_width=8)
+TINY = StrokesConfig(width=16, dilations=(1, 2), rhythm_widths=(8, 12))
 REACH = (
     STEP * (2 * sum(TINY.dilations) + 1) + 1
 )  # frames to either side that a frame hears; the first convolution's too
@@ -53,7 +53,7 @@ def test_outputs():
     assert features.shape == (1, N_MELS, 200)
     found = tiny()(features)
     assert found.logits.shape == (1, 40)
-    assert found.embedding.shape == (1, 24)
+    assert found.embedding.shape == (1, 36)
     assert found.frames.shape == (1, 100, 16)
     assert stacked(found.strokes).shape == (4, 1, 200)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
@@ -67,7 +67,7 @@ def test_the_default_network_is_small():
     for path, array in params.items():
         sizes[path.startswith("rhythm.")] += array.size
     assert stats == {}
-    assert sizes == {False: 545_992, True: 291_496}
+    assert sizes == {False: 545_992, True: 306_920}
     assert config.strokes_per_second == 200
 
 
@@ -196,11 +196,11 @@ def test_a_network_without_a_rhythm_head_has_no_rhythm():
 
 
 def test_config_survives_json():
-    config = StrokesConfig(width=8, dilations=(3, 1), rhythm_width=8, frontend=FrontendSpec(window_s=2.0))
+    config = StrokesConfig(width=8, dilations=(3, 1), rhythm_widths=(8, 12), frontend=FrontendSpec(window_s=2.0))
     stored = json.loads(json.dumps(models.config_to_json("strokes", config)))
     again = models.config_from_json(stored)
-    older = {**stored, "config": {**stored["config"], "rhythm_widths": [8, 8]}}
-    with pytest.raises(InputError, match="has the setting 'rhythm_widths', which none of this version has"):
+    older = {**stored, "config": {**stored["config"], "reach": 4}}
+    with pytest.raises(InputError, match="has the setting 'reach', which none of this version has"):
         models.config_from_json(older)
     assert again == ("strokes", config)
     assert hash(again[1]) == hash(config)
@@ -219,8 +219,8 @@ def test_a_window_changes_nothing_but_its_length():
         (lambda: StrokesConfig(frontend=dataclasses.replace(FRONTEND, n_mels=60)), r"^60 mel bands are not a multiple"),
         (lambda: StrokesConfig(frontend=dataclasses.replace(FRONTEND, hop_length=81)), r"a hop of 81 samples does not"),
         (
-            lambda: models.abstract("strokes", StrokesConfig(frontend=dataclasses.replace(FRONTEND, hop_length=1_000))),
-            r"needs at least 20 frames a second, not 16",
+            lambda: models.abstract("strokes", StrokesConfig(frontend=dataclasses.replace(FRONTEND, hop_length=128))),
+            r"needs a multiple of 50 frames a second, not 125",
         ),
     ],
 )

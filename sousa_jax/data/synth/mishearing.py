@@ -153,7 +153,7 @@ def _around(x: np.ndarray) -> np.ndarray:
 
 
 def mishear(
-    key: jax.Array, true: FrameTargets, errors: HearingErrors, per_second: float, amount: float | jax.Array = 1.0
+    key: jax.Array, true: FrameTargets, errors: HearingErrors, per_second: float, amount: float = 1.0
 ) -> FrameTargets:
     """Streams as an ear with these errors might hear them: `(B, T)` float32 each, 0 … 1.
 
@@ -162,7 +162,7 @@ def mishear(
 
     Args:
       true: `(B, T)` each, `per_second` frames a second.
-      amount: between these errors, 1, and what fell, 0; or `(B, 1)` of each clip.
+      amount: between these errors, 1, and what fell, 0.
     """
     keys = jax.random.split(key, 9)
     shape = true.onset.shape
