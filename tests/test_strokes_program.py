@@ -26,9 +26,10 @@ from sousa_jax.errors import InputError
 from sousa_jax.frontends import FrontendSpec
 from sousa_jax.hearing import pick
 from sousa_jax.lesson import teach
+from sousa_jax.recording import read_audio
 from sousa_jax.rudiments import CLASS_IDS, by_slug
 from sousa_jax.step import Heard, make_eval_step
-from sousa_jax.strokes import BATCH, hear, likeliest, read_audio, sousa_clip
+from sousa_jax.strokes import BATCH, hear, likeliest, sousa_clip
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Windows are stitched
@@ -62,7 +63,7 @@ def parrot_step(params, stats, batch):
 
 @pytest.fixture
 def parrot(monkeypatch):
-    monkeypatch.setattr(strokes, "_eval_step", lambda name, config: parrot_step)
+    monkeypatch.setattr("sousa_jax.stream._eval_step", lambda name, config: parrot_step)
 
 
 # Up to eleven windows, and lengths about those of one and of two.
@@ -77,7 +78,7 @@ LENGTHS = st.one_of(
 def test_every_frame_is_heard_in_the_window_in_whose_middle_it_lies_most_nearly(n):
     """At any length: no frame twice, none moved. A last frame that is centred at the clip's very end may be 0."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strokes, "_eval_step", lambda name, config: parrot_step)
+        patch.setattr("sousa_jax.stream._eval_step", lambda name, config: parrot_step)
         stream, log_probs = hear(network(), numbered(n))
     n_frames = max(1, round(n / HOP))
     assert all(column.shape == (n_frames,) and column.dtype == np.float32 for column in stream)
