@@ -35,10 +35,7 @@ def stage(name: str, preset: str) -> ConfigDict:
     config.train.label_smoothing = 0.05
     config.train.ema = 0.998
     # Strokes must stay where they fall.
-    config.augment.update(
-        tempo_stretch=0.0, mixup_alpha=0.0, time_masks=0, freq_masks=1, freq_mask_bins=8, equalizer_db=6.0
-    )
-    config.data.speed = 0.1
+    config.augment.update(tempo_stretch=0.0, mixup_alpha=0.0, time_masks=0, freq_masks=1, freq_mask_bins=8)
     if name == "hearing":
         config.model.window_s = 2.5
     elif name == "rhythm":
