@@ -57,9 +57,10 @@ def run(args: argparse.Namespace) -> None:
     if limits is None:
         print(f"{args.workdir} has no {rejection.FILE}: every sound gets a name", file=sys.stderr)
     blocks = page.build(Stream(model, batch=listen.BATCH), limits or Limits())
+    page.serve(blocks, args.host, args.port, args.ssl_certfile, args.ssl_keyfile)
     host = "localhost" if args.host in ("127.0.0.1", "0.0.0.0") else args.host
     print(f"{'https' if args.ssl_certfile else 'http'}://{host}:{args.port}  Ctrl-C ends", flush=True)
-    page.serve(blocks, args.host, args.port, args.ssl_certfile, args.ssl_keyfile)
+    blocks.block_thread()
 
 
 if __name__ == "__main__":

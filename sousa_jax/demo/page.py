@@ -24,6 +24,7 @@ INSECURE = (
     "`python -m sousa_jax.demo --help` for https."
 )
 HEAD = "<script>document.documentElement.classList.toggle('insecure', !window.isSecureContext)</script>"
+SCROLL = "() => document.getElementById('answer')?.scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
 def gradio() -> Any:
@@ -49,14 +50,14 @@ def build(stream: Stream, limits: Limits) -> Any:
     def show_part(heard: Recording | None, part: int | None) -> list[Any]:
         """One segment, for `of_part`; of nothing nothing."""
         if heard is None:
-            return [gr.HTML(visible=False), "", gr.Slider(visible=False), gr.HTML(visible=False)]
+            return [gr.HTML(visible=False), "", gr.HTML(visible=False), gr.Slider(visible=False)]
         at_s, last_s = answer.middle_start_s(heard, part, stream), answer.last_start_s(heard, stream)
         told = words.lesson_lines(heard.take.played[part]) if part is not None else []
         return [
             gr.HTML(words.headline(heard, part), visible=True),
             "\n".join(f"- {line}" for line in told),
-            gr.Slider(value=at_s, maximum=last_s or hop_s, visible=last_s > 0),
             gr.HTML(show_window(heard, at_s), visible=True),
+            gr.Slider(value=at_s, maximum=last_s or hop_s, visible=last_s > 0),
         ]
 
     def show_window(heard: Recording | None, at_s: float) -> str:
@@ -119,7 +120,7 @@ def build(stream: Stream, limits: Limits) -> Any:
                     )  # fmt: skip
                     tempo = gr.Slider(*TEMPO_BPM, value=100, step=1, label="Beats a minute")
                     tier = gr.Radio(list(TIERS), value="advanced", label="Player")
-                    perform = gr.Button("Play", variant="primary")
+                    perform = gr.Button("Play it", variant="primary")
                     performed = gr.Audio(
                         type="filepath", interactive=False, autoplay=True, buttons=["download"],
                         label="A random player on a random drum",
@@ -127,19 +128,22 @@ def build(stream: Stream, limits: Limits) -> Any:
                     ask = gr.Button("Ask the network", interactive=False)
                     command = gr.Markdown(elem_classes="faint")
             with gr.Column():
-                headline = gr.HTML(visible=False, elem_id="answer")
+                headline = gr.HTML(visible=False, padding=False, elem_id="answer")
                 likeliest = gr.Label(num_top_classes=words.TOP, show_heading=False, visible=False)
                 part = gr.Radio(label="One after another", visible=False, elem_classes="parts")
                 lesson = gr.Markdown()
-                at = gr.Slider(0, hop_s, step=hop_s, label="Look at the window from second", visible=False)
-                drawn = gr.HTML(visible=False)
-        of_part = [headline, lesson, at, drawn]
+                drawn = gr.HTML(visible=False, padding=False)
+                at = gr.Slider(0, hop_s, step=hop_s, label="Shown from second", visible=False)
+        of_part = [headline, lesson, drawn, at]
         of_recording = [recording, likeliest, part, *of_part]
         queue = {"concurrency_id": "network", "concurrency_limit": 1}
-        for sound in (recorder, uploader):
-            sound.change(listen, sound, of_recording, **queue)
+        for asked in (
+            recorder.change(listen, recorder, of_recording, **queue),
+            uploader.change(listen, uploader, of_recording, **queue),
+            ask.click(listen, [performed, played], of_recording, **queue),
+        ):
+            asked.then(None, js=SCROLL)
         perform.click(play, [slug, tempo, tier], [performed, command, played, ask], **queue)
-        ask.click(listen, [performed, played], of_recording, **queue)
         part.input(show_part, [recording, part], of_part, **queue)
         at.input(
             show_window, [recording, at], drawn, trigger_mode="always_last", show_progress="hidden", **queue
@@ -148,7 +152,11 @@ def build(stream: Stream, limits: Limits) -> Any:
 
 
 def serve(blocks: Any, host: str, port: int, certificate: pathlib.Path | None, key: pathlib.Path | None) -> None:
-    """Until Ctrl-C. No tunnel, and nothing that the page would load from elsewhere."""
+    """Begins to serve, in a thread. No tunnel, and nothing that the page would load from elsewhere.
+
+    Raises:
+      InputError: the address is taken or not this machine's.
+    """
     gr = gradio()
     theme = gr.themes.Base(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
@@ -162,6 +170,7 @@ def serve(blocks: Any, host: str, port: int, certificate: pathlib.Path | None, k
             ssl_verify=False,  # of the question that the library asks itself, whether it runs
             share=False,
             quiet=True,
+            prevent_thread_lock=True,
             footer_links=[],
             ssr_mode=False,
             enable_monitoring=False,

@@ -10,7 +10,7 @@ from sousa_jax.frontends import FrontendSpec
 from sousa_jax.report import figures
 from sousa_jax.report.figures import INK, LINE
 
-WIDTH, HEIGHT = 5.0, 3.6  # inches; a phone shows it at about life size
+WIDTH, HEIGHT = 4.4, 3.5  # inches; a phone shows it at about life size
 DPI = 200  # of the log-mel in it
 POINTS = 1000  # of the waveform's outline
 WAVE, AGAIN = "#9aa0ac", "#c4432b"  # seen on light and on dark paper
@@ -24,7 +24,8 @@ def draw(window: Window, spec: FrontendSpec) -> Figure:
     _outline(sound, window.wave, window.start_s, rate)
     strokes_picture.stems(sound, window.strokes)
     strokes_picture.log_mel(bands, window.wave, spec, window.start_s)
-    for panel, title in ((sound, "sound, and the strokes heard in it"), (bands, "log-mel: what the network sees")):
+    titles = ("the strokes that were heard; rings are grace notes", "log-mel: what the network sees")
+    for panel, title in zip((sound, bands), titles, strict=True):
         panel.set_title(title, fontsize=9, color=INK, loc="left")
         panel.set_ylabel("")
         panel.spines[["top", "right"]].set_visible(False)
