@@ -106,16 +106,14 @@ def teach(heard: HeardStrokes, rudiment: Rudiment, dialect: str | None = None) -
     heard = HeardStrokes(*(column[np.argsort(columns[0], kind="stable")] for column in columns))
     if len(heard.time_s) < FEWEST or np.ptp(heard.time_s) == 0:
         raise InputError(f"{len(heard.time_s)} strokes were heard; at least {FEWEST} are needed to find a tempo")
-    dialects = DIALECTS if dialect is None else (dialect,)
-    lessons = [_teach(heard, rudiment, name) for name in dialects]
-    return max(lessons, key=lambda lesson: lesson.log_likelihood + AS_PRINTED * (lesson.dialect == "notated"))
-
-
-def _teach(heard: HeardStrokes, rudiment: Rudiment, dialect: str) -> Lesson:
-    pattern = pattern_of(rudiment, dialect)
-    fit = align(heard, pattern)
+    fits = {}
+    for name in DIALECTS if dialect is None else (dialect,):
+        pattern = pattern_of(rudiment, name)
+        fits[name] = pattern, align(heard, pattern)
+    best = max(fits, key=lambda name: fits[name][1].log_likelihood + AS_PRINTED * (name == "notated"))
+    pattern, fit = fits[best]
     table = _table(heard, pattern, fit)
-    return Lesson(rudiment, dialect, fit.tempo_bpm, float(fit.log_likelihood), table, summarize(table))
+    return Lesson(rudiment, best, fit.tempo_bpm, float(fit.log_likelihood), table, summarize(table))
 
 
 def _table(heard: HeardStrokes, pattern: Pattern, fit: Fit) -> pd.DataFrame:

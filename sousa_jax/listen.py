@@ -30,6 +30,7 @@ from sousa_jax.errors import InputError, one_line_errors
 from sousa_jax.rejection import Limits
 from sousa_jax.rudiments import RUDIMENTS, by_slug
 from sousa_jax.stream import Latency, Reading, Settings, Stream
+from sousa_jax.strokes import likeliest
 from sousa_jax.take import Listener, Played, Take
 
 BATCH = 4  # windows of a recording that are heard at once, on all cores
@@ -81,22 +82,17 @@ def _reading_line(reading: Reading, objection: str, sample_rate: int) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def likeliest(probabilities: np.ndarray | None, count: int) -> list[tuple[str, float]]:
-    """The slugs of the likeliest rudiments and their probabilities, of `(C,)`; nothing of silence."""
-    if probabilities is None:
-        return []
-    return [(RUDIMENTS[i].slug, float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:count]]
-
-
 def latency_line(latency: Latency, resampler_s: float, settings: Settings) -> str:
     """From the last sample of a window to its answer, and from a change of the playing."""
-    parts = (latency.buffering_s, resampler_s, latency.inference_s)
-    total_s = sum(parts)
-    change_s = latency.until_change_is_heard_s(settings) + resampler_s
-    named = ", ".join(
-        f"{name} {1000 * s:.0f}" for name, s in zip(("buffer", "resampler", "network"), parts, strict=True)
-    )
-    return f"latency {1000 * total_s:.0f} ms ({named}); a change of rudiment is heard after about {change_s:.1f} s"
+    parts_s = {"buffer": latency.buffering_s, "resampler": resampler_s, "network": latency.inference_s}
+    named = ", ".join(f"{name} {1000 * part_s:.0f}" for name, part_s in parts_s.items())
+    total_ms, change_s = 1000 * sum(parts_s.values()), latency.until_change_is_heard_s(settings) + resampler_s
+    return f"latency {total_ms:.0f} ms ({named}); a change of rudiment is heard after about {change_s:.1f} s"
+
+
+def _top(take: Take, count: int) -> list[tuple[str, float]]:
+    """The slugs of the likeliest rudiments and their probabilities; nothing of silence."""
+    return [] if take.overall is None else likeliest(np.log(take.overall), count)
 
 
 def text(name: str, take: Take, seconds: float, top: int) -> str:
@@ -105,7 +101,7 @@ def text(name: str, take: Take, seconds: float, top: int) -> str:
     lines = [f"{name}: {take.duration_s:.1f} s, heard in {seconds:.1f} s ({fast:.0f} times real time)"]
     if not any(played.segment.rudiment for played in take.played):
         lines.append("  no rudiment" + ("; if it is one after all:" if take.overall is not None else ": silence"))
-    lines += [f"  {probability:6.1%}  {by_slug(slug).name}" for slug, probability in likeliest(take.overall, top)]
+    lines += [f"  {probability:6.1%}  {by_slug(slug).name}" for slug, probability in _top(take, top)]
     if take.played:
         lines.append("")
     at_s = 0.0
@@ -149,8 +145,7 @@ def as_json(name: str, take: Take, top: int) -> dict[str, Any]:
         "file": name,
         "duration_s": _rounded(take.duration_s),
         "overall": [
-            {"rudiment": slug, "probability": _rounded(probability, 4)}
-            for slug, probability in likeliest(take.overall, top)
+            {"rudiment": slug, "probability": _rounded(probability, 4)} for slug, probability in _top(take, top)
         ],
         "segments": [
             {

@@ -31,8 +31,9 @@ class Marks(NamedTuple):
     """What a window is judged by; all but `probability` are NaN where no strokes are heard, as a network that cannot.
 
     probability: 0 … 1. doubt: mean of 1 - p over the onset's probability p, 0 … 1, that is Σ p (1 - p) / Σ p.
-    strokes_per_s: heard. gap_spread: standard deviation of the logarithms of the gaps between strokes.
-    velocity_spread: standard deviation of their velocities; both infinite for fewer than four.
+    strokes_per_s: from the first to the last one, 0 for fewer than four. gap_spread: standard deviation of the
+    logarithms of the gaps between strokes. velocity_spread: that of their velocities; both infinite for fewer than
+    four.
     """
 
     probability: float
@@ -49,9 +50,10 @@ def marks(log_probs: np.ndarray, strokes: FrameTargets | None, per_second: int) 
         return Marks(probability)
     onset, heard = np.asarray(strokes.onset, np.float64), pick(strokes, per_second)
     doubt = float((onset * (1 - onset)).sum() / max(onset.sum(), 1e-9))
-    rate = len(heard.time_s) * per_second / len(onset)
-    if len(heard.time_s) < FEWEST:
-        return Marks(probability, doubt, rate, np.inf, np.inf)
+    n_strokes = len(heard.time_s)
+    if n_strokes < FEWEST:
+        return Marks(probability, doubt, 0.0, np.inf, np.inf)
+    rate = float((n_strokes - 1) / np.ptp(heard.time_s))  # a pause before or after them does not count
     gap_spread = np.log(np.maximum(np.diff(heard.time_s), 1e-3)).std()
     return Marks(probability, doubt, rate, float(gap_spread), float(heard.velocity.std()))
 

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.special
 
 from sousa_jax.rudiments import NUM_CLASSES, SLUGS
+from sousa_jax.stream import Settings
 
 SWITCH = 12.0  # nats
 LEAST = np.log(1e-3)  # no window says more against a rudiment
@@ -24,7 +25,7 @@ STEP_S = 0.05  # of the places that a change is tried at
 REACH_S = 2.5  # before and behind the first guess
 PAUSE_S, PAUSE_REACH_S = 0.45, 1.5  # longer than any gap of a rudiment at 60 beats a minute
 PART_S = 2.0  # a pause that parts one stretch into two
-QUIET_DB = -40.0  # relative to the loudest 10 ms around, as the length policy has it
+QUIET_DB = -40.0  # relative to the loudest 10 ms around, as the length policy has it; or what the stream calls silent
 PER_SECOND = 100  # of the measured powers
 
 
@@ -150,7 +151,7 @@ def _sounding(power: np.ndarray, start_s: float, end_s: float) -> list[tuple[flo
 
 
 def _is_quiet(power: np.ndarray) -> np.ndarray:
-    return power <= power.max(initial=0) * 10 ** (QUIET_DB / 10)
+    return power <= max(10 ** (Settings.silence_db / 10), power.max(initial=0) * 10 ** (QUIET_DB / 10))
 
 
 def _runs(is_true: np.ndarray) -> list[tuple[int, int]]:

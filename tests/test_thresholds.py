@@ -81,11 +81,14 @@ UNEVEN = np.random.default_rng(1).uniform(0.3, 0.9, 24)
 def test_marks_say_how_clear_and_how_even_strokes_are():
     found = marks(LOG_PROBS, struck(ROUGHLY, UNEVEN), PER_SECOND)
     assert found.probability == pytest.approx(0.61)
-    assert (found.doubt, found.strokes_per_s) == (0, pytest.approx(24 / 5))
+    assert (found.doubt, found.strokes_per_s) == (0, pytest.approx(23 / np.ptp(ROUGHLY), rel=0.01))
     assert found.velocity_spread == pytest.approx(UNEVEN.std(), rel=1e-3)
     assert found.gap_spread > 0.05
     assert marks(LOG_PROBS, struck(ROUGHLY, confidence=0.6), PER_SECOND).doubt == pytest.approx(0.4)
-    assert marks(LOG_PROBS, struck([0.5, 1.5, 2.5]), PER_SECOND)[3:] == (np.inf, np.inf)
+    assert marks(LOG_PROBS, struck([0.5, 1.5, 2.5]), PER_SECOND)[2:] == (0, np.inf, np.inf)
+    assert marks(LOG_PROBS, struck(ROUGHLY + 3, seconds=8.0), PER_SECOND).strokes_per_s == found.strokes_per_s, (
+        "a pause"
+    )
     none = marks(LOG_PROBS, struck([]), PER_SECOND)
     assert (none.doubt, none.strokes_per_s) == (0, 0)
     assert np.isnan(marks(LOG_PROBS, None, 0)[1:]).all()

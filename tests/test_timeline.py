@@ -71,6 +71,13 @@ def test_silence_before_between_and_after_is_not_played():
     assert told(found) == [(6.0, 14.0, SLUGS[3]), (26.0, 33.0, SLUGS[3])]
 
 
+def test_what_is_softer_than_silence_is_no_segment():
+    """The room before the first stroke, whatever was said of windows that hold little but it."""
+    answers, power = take([(9, 4.0), (3, 10.0)], objections={9: "too few strokes"})
+    power[:400] = 1e-8
+    assert told(segments(answers, power)) == [(4.0, 14.0, SLUGS[3])]
+
+
 def test_a_long_pause_parts_what_is_the_same():
     found = segments(*take([(3, 8.0), (None, 3.0), (3, 7.0)]))
     assert told(found) == [(0, 8.0, SLUGS[3]), (11.0, 18.0, SLUGS[3])]
