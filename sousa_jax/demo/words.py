@@ -5,12 +5,12 @@ import re
 
 import numpy as np
 
-from sousa_jax import lesson, listen
+from sousa_jax import lesson
 from sousa_jax.demo.answer import Recording
 from sousa_jax.errors import InputError
 from sousa_jax.hearing import HeardStrokes
 from sousa_jax.rudiments import by_slug
-from sousa_jax.strokes import sentences
+from sousa_jax.strokes import likeliest, sentences
 from sousa_jax.take import LESSON_S, Played, Take
 
 TOP = 5
@@ -44,7 +44,9 @@ def refusal(message: str) -> str:
 
 def bars(take: Take) -> dict[str, float]:
     """Names and probabilities of the likeliest rudiments of the whole recording; none of silence."""
-    return {by_slug(slug).name: probability for slug, probability in listen.likeliest(take.overall, TOP)}
+    if take.overall is None:
+        return {}
+    return {by_slug(slug).name: probability for slug, probability in likeliest(np.log(take.overall), TOP)}
 
 
 def about_bars(take: Take) -> str:
