@@ -23,7 +23,8 @@ INSECURE = (
     "This page came over plain http, so the browser gives it no microphone. Upload a recording, or see "
     "`python -m sousa_jax.demo --help` for https."
 )
-HEAD = "<script>document.documentElement.classList.toggle('insecure', !window.isSecureContext)</script>"
+WARN = """() => isSecureContext
+    || document.querySelectorAll(".only-insecure").forEach(one => one.style.display = "block")"""
 SCROLL = "() => document.getElementById('answer')?.scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
@@ -53,11 +54,12 @@ def build(stream: Stream, limits: Limits) -> Any:
             return [gr.HTML(visible=False), "", gr.HTML(visible=False), gr.Slider(visible=False)]
         at_s, last_s = answer.middle_start_s(heard, part, stream), answer.last_start_s(heard, stream)
         told = words.lesson_lines(heard.take.played[part]) if part is not None else []
+        is_silent = heard.take.overall is None  # the network was not asked
         return [
             gr.HTML(words.headline(heard, part), visible=True),
             "\n".join(f"- {line}" for line in told),
-            gr.HTML(show_window(heard, at_s), visible=True),
-            gr.Slider(value=at_s, maximum=last_s or hop_s, visible=last_s > 0),
+            gr.HTML(show_window(heard, at_s), visible=not is_silent),
+            gr.Slider(value=at_s, maximum=last_s or hop_s, visible=last_s > 0 and not is_silent),
         ]
 
     def show_window(heard: Recording | None, at_s: float) -> str:
@@ -137,6 +139,7 @@ def build(stream: Stream, limits: Limits) -> Any:
         of_part = [headline, lesson, drawn, at]
         of_recording = [recording, likeliest, part, *of_part]
         queue = {"concurrency_id": "network", "concurrency_limit": 1}
+        blocks.load(None, js=WARN)
         for asked in (
             recorder.change(listen, recorder, of_recording, **queue),
             uploader.change(listen, uploader, of_recording, **queue),
@@ -178,7 +181,6 @@ def serve(blocks: Any, host: str, port: int, certificate: pathlib.Path | None, k
             state_session_capacity=VISITORS,
             theme=theme,
             css=resources.files("sousa_jax.demo").joinpath("page.css").read_text("utf-8"),
-            head=HEAD,
         )
     except OSError as error:
         raise InputError(f"cannot serve {host}:{port}: {' '.join(str(error).split())}") from None
