@@ -346,7 +346,7 @@ def test_the_page_hears_the_synthesizer_and_a_file(phone, shipped, tmp_path):
     assert "y.wav: longer than 10 minutes" in phone.locator("#answer").inner_text()
     assert phone.locator(".picture").is_hidden()
 
-    by_plain_http = phone.context.new_page()
+    by_plain_http = phone.context.browser.new_page()
     by_plain_http.add_init_script("Object.defineProperty(window, 'isSecureContext', {value: false})")
     by_plain_http.goto(phone.url)
     by_plain_http.get_by_text("the browser gives it no microphone").wait_for()
