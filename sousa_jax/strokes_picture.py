@@ -64,7 +64,7 @@ def draw(
     figure = Figure(figsize=(width, 1.0 + 1.45 * sum(heights)), layout="constrained", facecolor=PAPER)
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     figure.suptitle(title, fontsize=14, color=INK, fontweight="bold")
-    _sound(axes[0], waveform, spec, length_s)
+    log_mel(axes[0], waveform, spec)
     _strokes(axes[1], heard, true, taught)
     if taught:
         _deviations(axes[2], taught)
@@ -77,23 +77,25 @@ def draw(
     return figure
 
 
-def _sound(axes: Axes, waveform: np.ndarray, spec: FrontendSpec, length_s: float) -> None:
+def log_mel(axes: Axes, waveform: np.ndarray, spec: FrontendSpec, start_s: float = 0.0) -> None:
+    """A panel with the spectrogram that the network sees of `(n,)` samples, the first of which is at `start_s`."""
+    length_s = len(waveform) / spec.sample_rate
     unpadded = dataclasses.replace(spec, target_frames=0)  # AST's fills up to 10 s
     at_least = np.pad(waveform, (0, max(0, spec.n_fft - len(waveform))))  # too few samples have no spectrogram
-    log_mel = np.asarray(spectrogram(at_least[None], unpadded))[0]
-    low, high = np.percentile(log_mel, (5, 99.8))
-    n_bands, n_frames = log_mel.shape
-    end_s = n_frames * spec.hop_length / spec.sample_rate
+    bands = np.asarray(spectrogram(at_least[None], unpadded))[0]
+    low, high = np.percentile(bands, (5, 99.8))
+    n_bands, n_frames = bands.shape
+    end_s = start_s + min(n_frames * spec.hop_length / spec.sample_rate, length_s + 0.05)
     axes.imshow(
-        log_mel, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high,
-        extent=(0, min(end_s, length_s + 0.05), 0, n_bands), interpolation="nearest",
+        bands, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high,
+        extent=(start_s, end_s, 0, n_bands), interpolation="nearest",
     )  # fmt: skip
     axes.set_yticks([])
     axes.set_ylabel("log-mel", fontsize=9, color=INK)
 
 
 def _strokes(axes: Axes, heard: HeardStrokes, true: ClipStrokes | None, taught: Lesson | None) -> None:
-    _stems(axes, heard.time_s, heard.velocity, heard.grace > GRACE, HEARD, 0.25 + 0.75 * heard.confidence)
+    stems(axes, heard)
     low = -0.06
     if true is not None:
         struck = ~true.is_bounce
@@ -116,6 +118,11 @@ def _strokes(axes: Axes, heard: HeardStrokes, true: ClipStrokes | None, taught: 
     axes.set_yticks([-1, -0.5, 0, 0.5, 1] if true is not None else [0, 0.5, 1])
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value) * 100:.0f}")
     axes.set_ylabel("velocity", fontsize=9, color=INK)
+
+
+def stems(axes: Axes, heard: HeardStrokes) -> None:
+    """A stem for each stroke that was heard, as high as its velocity; opacity is confidence, a ring is a grace note."""
+    _stems(axes, heard.time_s, heard.velocity, heard.grace > GRACE, HEARD, 0.25 + 0.75 * heard.confidence)
 
 
 def _stems(

@@ -1,14 +1,13 @@
 """One performance as asked for by name, instead of drawn at random."""
 
 import dataclasses
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sousa_jax.data.synth.performance import TEMPO_BPM, Room, Take, cycle_s, play, room_for_cycles
+from sousa_jax.data.synth.performance import TEMPO_BPM, Take, cycle_s, play, room_for_cycles, room_for_seconds
 from sousa_jax.data.synth.players import TIERS, draw_player
 from sousa_jax.data.synth.presets import PRESET_NAMES
 from sousa_jax.data.synth.render import render
@@ -87,13 +86,20 @@ def perform(key: jax.Array, request: Request, sample_rate: int) -> tuple[np.ndar
         take = take._replace(num_cycles=jnp.int32(math.ceil(request.duration_s / one_cycle_s)))
     if int(take.num_cycles) * one_cycle_s > 2 * LONGEST_S:
         raise InputError(f"{request.num_cycles} cycles last longer than {LONGEST_S:g} s; ask for fewer")
-    room: Room = room_for_cycles(int(take.num_cycles))
+    # By the duration it is that of any rudiment and tempo: one compiled program for all clips of a length.
+    room = room_for_cycles(request.num_cycles) if request.duration_s is None else room_for_seconds(request.duration_s)
     strokes = jax.jit(play, static_argnums=3)(play_key, take, player, room)
     last_s = float(np.asarray(strokes.time_s)[np.asarray(strokes.valid)].max())
     length_s = last_s + SILENCE_S if request.duration_s is None else request.duration_s
     n_samples = max(1, round(length_s * sample_rate))
-    sound = jax.jit(functools.partial(render, sample_rate=sample_rate, n_samples=n_samples))
-    preset = jnp.int32(PRESET_NAMES.index(request.preset))
-    wave = sound(sound_key, strokes, start_s=0.0, style=take.dialect, preset=preset)
+    wave = jax.jit(render, static_argnames=("sample_rate", "n_samples"))(
+        sound_key,
+        strokes,
+        sample_rate=sample_rate,
+        n_samples=n_samples,
+        start_s=0.0,
+        style=take.dialect,
+        preset=jnp.int32(PRESET_NAMES.index(request.preset)),
+    )
     heard = jax.device_get(strokes)
     return np.asarray(wave), heard._replace(valid=heard.valid & (heard.time_s < length_s))
