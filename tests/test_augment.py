@@ -218,7 +218,7 @@ def test_sheet_has_a_row_for_every_stage():
         assert not np.array_equal(row.images, rows[0].images), row.title
     by_title = {row.title: row for row in rows}
     assert "off in this config" in by_title["time masks"].subtitle
-    assert rows[-1].subtitle == "6 of 7 together"
+    assert rows[-1].subtitle == "7 of 8 together"
     moved = by_title["gain"].images - rows[0].images
     decibels = moved.mean((1, 2)) * SPEC.std * 10 / np.log(10)
     assert by_title["gain"].notes == [f"{db:+.1f} dB" for db in decibels]
