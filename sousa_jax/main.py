@@ -84,6 +84,8 @@ def main(_: list[str]) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    # Keys may stand before their config: ml_collections, which reads sys.argv itself, wants it the other way round.
+    sys.argv = argv = argv[:1] + sorted(argv[1:], key=lambda arg: not arg.startswith("--config="))
     with one_line_errors():
         if not {"--help", "-h", "--helpfull"} & set(argv):
             check_config_arguments(argv)

@@ -28,6 +28,7 @@ def _main(*args, cwd):
         ([f"--config={CONFIG}:smoke", "--wrkdir=x"], "wrkdir"),
         ([f"--config={CONFIG}:smoke", "--config.data.path=/no/such/folder"], "/no/such/folder"),
         ([f"--config={CONFIG}:smoke", "--config.model.variant=mn11"], "nearest: 'mn10'"),
+        (["--config.model.variant=mn11", f"--config={CONFIG}:smoke"], "nearest: 'mn10'"),  # keys may come first
     ],
 )
 def test_one_line_and_exit_code_2(args, says, tmp_path):
