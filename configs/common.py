@@ -111,6 +111,8 @@ def base(model: str, variant: str, strategy: str) -> ConfigDict:
     config.data.synth.num_cycles = 4  # of the rudiment in a clip; 0: endless, a clip begins anywhere
     config.data.synth.clip_s = 10.0  # length of an endless clip that is evaluated, seconds
     config.data.synth.bandwidth_hz = 0.0  # nothing sounds above it; 0: no limit
+    config.data.synth.drums = ""  # a file of drums learnt from recordings, for training; see docs/synthesizer.md
+    config.data.synth.drums_share = 0.7  # how often training hears one of them, not a random drum
     config.data.synth.share = 0.0  # of each training batch when `path` is something else
 
     config.train = ConfigDict()

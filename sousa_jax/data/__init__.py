@@ -87,10 +87,15 @@ def train_batches(
 
     from sousa_jax.data.mixed import MixedBatches
     from sousa_jax.data.pipeline import TrainBatches
-    from sousa_jax.data.synth import Source, SynthBatches
+    from sousa_jax.data.synth import Source, SynthBatches, learned_drums
+    from sousa_jax.data.synth.render import inner_rate
 
     data, batch_size = config.data, config.train.batch_size
     n_rows = rows_from_clips(data, batch_size)
+    learned = None
+    if sound and data.synth.get("drums"):  # runs of before have none
+        rendered_hz = inner_rate(sample_rate, data.synth.bandwidth_hz)
+        learned = learned_drums.load(data.synth.drums, rendered_hz, data.synth.drums_share)
 
     def synthetic(n: int, position: dict[str, int] | None) -> SynthBatches:
         return SynthBatches(
@@ -104,6 +109,7 @@ def train_batches(
             bandwidth_hz=data.synth.bandwidth_hz,
             strokes_per_second=strokes_per_second,
             sound=sound,
+            learned=learned,
         )
 
     def recorded(n: int, position: dict[str, int] | None) -> TrainBatches:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sousa_jax.data.frame_targets import count_frames
+from sousa_jax.data.synth.learned_drums import LearnedDrums
 from sousa_jax.data.synth.performance import TEMPO_BPM
 from sousa_jax.data.synth.render import render_batch
 from sousa_jax.data.synth.stream import Performance, Source, draw_row, row_keys, stream_key
@@ -56,6 +57,7 @@ class SynthBatches:
       bandwidth_hz: nothing sounds above it; 0 is no limit. For recordings of a known, lower sample rate.
       strokes_per_second: as of `TrainBatches`.
       sound: False leaves `waveform` out: hundreds of times faster.
+      learned: drums for style `SOUSA`, at `render.inner_rate`; None: random ones alone.
 
     Raises:
       InputError: a number below its limit, an unknown split, or a batch that does not divide among the devices.
@@ -75,6 +77,7 @@ class SynthBatches:
         bandwidth_hz: float = 0.0,
         strokes_per_second: int = 0,
         sound: bool = True,
+        learned: LearnedDrums | None = None,
     ):
         if batch_size < 1 or window_s <= 0:
             raise InputError(f"a batch needs batch_size >= 1 and window_s > 0, not {batch_size} and {window_s}")
@@ -89,6 +92,7 @@ class SynthBatches:
             bandwidth_hz=bandwidth_hz,
             strokes_per_second=strokes_per_second,
             sound=sound,
+            learned=learned,
         )
         if layout is not None:
             layout.check_rows(batch_size)
@@ -126,6 +130,7 @@ def make_batch(
     bandwidth_hz: float = 0.0,
     strokes_per_second: int = 0,
     sound: bool = True,
+    learned: LearnedDrums | None = None,
 ) -> dict[str, Any]:
     """The rows `rows`, (B,) int32, of the stream with that key as a batch; see `SynthBatches`.
 
@@ -147,6 +152,7 @@ def make_batch(
             style=performances.take.dialect,  # a dialect is heard in rooms of its own kind
             preset=performances.preset,
             bandwidth_hz=bandwidth_hz,
+            learned=learned,
         )
         sounding = jax.vmap(functools.partial(_sounding, sample_rate=sample_rate))(waveform)
     else:

@@ -67,7 +67,7 @@ class Drum(NamedTuple):
     Attributes:
       head, wires: (VARIANTS, n_hit) float32, hits at velocity 127; the loudest sum of both peaks at 1.
       sampled: bool, scalar; else acoustic.
-      layers: int32, scalar, velocity layers of a sampled drum, 1 … LAYERS.
+      layers: int32, scalar, velocity layers of a sampled drum, 1 … LAYERS, or of a learnt one VARIANTS.
       exponent: float32, scalar: level is (velocity / 127) ** exponent; 2 is General MIDI's 40·log10(v / 127) dB.
       brightness: float32, scalar: what the exponent of the wires is larger by.
       spread: float32, scalar: log level by which hits of an acoustic drum differ.
@@ -186,7 +186,8 @@ def strike(key: jax.Array, drum: Drum, strokes: Strokes) -> Hits:
     n = strokes.velocity.shape[-1]
     velocity = strokes.velocity / 127
     layer = jnp.clip(jnp.floor(velocity * drum.layers), 0, drum.layers - 1).astype(jnp.int32)
-    layer = layer + LAYERS - drum.layers  # the loudest layer is the last, however many there are
+    # The loudest layer is the last, however many there are.
+    layer = layer + jnp.where(drum.layers > LAYERS, VARIANTS, LAYERS) - drum.layers
     hit = jnp.floor(HITS_PER_HAND * jax.random.uniform(hit_key, (n,))).astype(jnp.int32)
     hit = hit + HITS_PER_HAND * (strokes.hand != RIGHT)
     spread = jnp.exp(drum.spread * jax.random.normal(level_key, (n, 2)).T)  # rows first: padding changes nothing

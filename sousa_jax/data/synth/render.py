@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from scipy.fft import next_fast_len
 
-from sousa_jax.data.synth import chain
+from sousa_jax.data.synth import chain, learned_drums
 from sousa_jax.data.synth.drums import Drum, Hits, draw_drum, strike
+from sousa_jax.data.synth.learned_drums import LearnedDrums
 from sousa_jax.data.synth.presets import draw_recording
 from sousa_jax.data.synth.strokes import Strokes, in_order_of_time
 from sousa_jax.errors import InputError
@@ -31,6 +32,7 @@ def render(
     style: jax.Array | int,
     preset: jax.Array | int,
     bandwidth_hz: float = 0,
+    learned: LearnedDrums | None = None,
 ) -> jax.Array:
     """The sound of `strokes` on a random drum, in a random room, through a random microphone.
 
@@ -43,6 +45,7 @@ def render(
       style: `presets.SOUSA` or `presets.NATURAL`.
       preset: a number of `presets.PRESETS`, for style `SOUSA`.
       bandwidth_hz: static; nothing above it sounds (0: no limit). Below sample_rate / 2 it also saves time.
+      learned: drums that take the place of random ones in style `SOUSA`, at `inner_rate`.
 
     Returns:
       (n_samples,) float32 in -1 … 1; all zeros if no stroke sounds.
@@ -51,11 +54,13 @@ def render(
       InputError: a sample rate below 8,000 Hz, no samples, or a negative bandwidth.
     """
     _check(sample_rate, n_samples, bandwidth_hz)
+    rate = inner_rate(sample_rate, bandwidth_hz)
     limited = 0 < bandwidth_hz < sample_rate / 2
-    rate = _inner_rate(sample_rate, bandwidth_hz) if limited else sample_rate
     n = math.ceil(n_samples * rate / sample_rate)
     drum_key, strike_key, recording_key, room_key = jax.random.split(key, 4)
     drum = draw_drum(drum_key, style, sample_rate=rate)
+    if learned is not None:
+        drum = learned_drums.draw(drum_key, learned, drum, style)
     recording = draw_recording(recording_key, style, preset)
     strokes = in_order_of_time(strokes)
     onset_s = strokes.time_s - start_s + PRE_ROLL_S
@@ -86,6 +91,7 @@ def render_batch(
     style: jax.Array,
     preset: jax.Array,
     bandwidth_hz: float = 0,
+    learned: LearnedDrums | None = None,
 ) -> jax.Array:
     """`render` of every clip of a batch: keys (B,), strokes (B, S), start_s, style and preset (B,) to (B, n_samples).
 
@@ -98,7 +104,7 @@ def render_batch(
         key, strokes, start_s, style, preset = clip
         return render(
             key, strokes, sample_rate=sample_rate, n_samples=n_samples, start_s=start_s, style=style, preset=preset,
-            bandwidth_hz=bandwidth_hz,
+            bandwidth_hz=bandwidth_hz, learned=learned,
         )  # fmt: skip
 
     chunk = None if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
@@ -141,8 +147,11 @@ def _fft_length(n: int) -> int:
     return 2 * next_fast_len(-(-n // 2), real=True)
 
 
-def _inner_rate(sample_rate: int, bandwidth_hz: float) -> int:
-    """The lowest rate that holds the bandwidth and whose clips can be raised to `sample_rate` exactly."""
+def inner_rate(sample_rate: int, bandwidth_hz: float) -> int:
+    """The rate at which clips are rendered: the lowest that holds the bandwidth and whose clips can be raised to
+    `sample_rate` exactly; without a limit that itself."""
+    if not 0 < bandwidth_hz < sample_rate / 2:
+        return sample_rate
     lowest = max(8_000, math.ceil(2 * bandwidth_hz))
     return min((r for r in range(-(-lowest // 1_000) * 1_000, sample_rate, 1_000)), default=sample_rate)
 
