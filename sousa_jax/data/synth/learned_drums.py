@@ -36,6 +36,7 @@ FEWEST = 30  # strokes of a layer; with less it sounds like the next louder one,
 BEFORE_S, LAG_S = 0.004, 0.0025  # heard before a stroke; how far from its time in the table it may fall
 BODY_S = 0.030  # by which strokes are laid over each other and measured
 SHORTEST_S, CLOSEST_S = 0.040, 0.030  # pieces that end earlier, or begin so soon after a stroke, tell little
+CLEAR = 0.5  # correlation of a stroke with its drum, from which on its level is the drum's and not that of noise
 SEEDS, ROUNDS = 6, 4  # strokes that averaging begins with, the best is taken; how often it is repeated
 TAIL_S = (0.020, 0.040)  # from here on a soft layer rings as the loudest one does, of which more is heard
 STEP_S = 0.010  # in which a tail may not grow louder: what does is another stroke
@@ -69,11 +70,12 @@ def draw(key: jax.Array, learned: LearnedDrums, drum: Drum, style: jax.Array | i
 @dataclasses.dataclass(frozen=True)
 class _Pieces:
     """Pieces of clips, one a stroke: `(n, before + n_hit)` samples with `lag` more on both sides; how many samples from
-    the stroke on are its own; its velocity."""
+    the stroke on are its own; its velocity; a number of the clip."""
 
     samples: np.ndarray
     own: np.ndarray
     velocity: np.ndarray
+    clip: np.ndarray
 
 
 def learn(clips: Clips) -> tuple[list[str], LearnedDrums]:
@@ -95,7 +97,7 @@ def _samples(seconds: float) -> int:
 
 def _cut(clips: Clips, rows: np.ndarray) -> _Pieces:
     before, around = _samples(BEFORE_S), _samples(LAG_S)
-    samples, own, velocities = [], [], []
+    samples, own, velocities, clip = [], [], [], []
     for row in rows:
         wave, strokes = clips.waveform(int(row), RATE), clips.clip_strokes(int(row))
         order = np.argsort(strokes.time_s, kind="stable")
@@ -109,7 +111,8 @@ def _cut(clips: Clips, rows: np.ndarray) -> _Pieces:
                 samples.append(wave[begin:end])
                 own.append(min(gap - BEFORE_S, HIT_S) * RATE)
                 velocities.append(strength)
-    return _Pieces(np.array(samples, np.float32), np.array(own), np.array(velocities))
+                clip.append(row)
+    return _Pieces(np.array(samples, np.float32), np.array(own), np.array(velocities), np.array(clip))
 
 
 def _learn_one(name: str, pieces: _Pieces) -> tuple[np.ndarray, float]:
@@ -120,22 +123,30 @@ def _learn_one(name: str, pieces: _Pieces) -> tuple[np.ndarray, float]:
         raise InputError(
             f"{name}: {len(layer)} strokes stand alone, too few to learn a drum from ({FEWEST} of a layer)"
         )
-    hits, levels = {}, {}
+    hits, level, alike = {}, np.zeros(len(layer)), np.zeros(len(layer))
     for i in np.flatnonzero(n_strokes >= FEWEST):
-        hits[i], levels[i] = _average(_Pieces(*(column[layer == i] for column in dataclasses.astuple(pieces))))
+        of = layer == i
+        hits[i], level[of], alike[of] = _average(_Pieces(*(column[of] for column in dataclasses.astuple(pieces))))
     loudest = max(hits)
     hits = {i: _whole(hit, hits[loudest]) for i, hit in hits.items()}
     nearest = [min((i for i in hits if i >= wanted), default=loudest) for wanted in range(LAYERS)]
-    # Soft strokes lie so deep in noise that the best lag finds some of it.
-    clear = [i for i in levels if i >= LAYERS // 2] if len(levels) > LAYERS // 2 else list(levels)
-    velocity = np.log([pieces.velocity[layer == i].mean() for i in clear])
-    slope = np.polyfit(velocity, np.log([levels[i] for i in clear]), 1, w=np.sqrt(n_strokes[clear]))[0]
-    # SOUSA's gain follows velocity a first time by itself.
-    return np.stack([hits[i] for i in nearest]) / np.abs(hits[loudest]).max(), float(max(slope - 1, 0))
+    # Clips are raised to full scale, and SOUSA's gain follows velocity a first time by itself.
+    clear = (alike > CLEAR) & (layer >= LAYERS // 2)
+    exponent = _slope_within(pieces.clip[clear], np.log(pieces.velocity[clear]), np.log(level[clear])) - 1
+    return np.stack([hits[i] for i in nearest]) / np.abs(hits[loudest]).max(), float(max(exponent, 0))
 
 
-def _average(pieces: _Pieces) -> tuple[np.ndarray, float]:
-    """What the pieces of one layer have in common, `(before + n_hit,)` of RMS 1 in its body, and their level."""
+def _slope_within(group: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
+    """The slope of y over x, `(n,)` each, where each group has a level of its own; 1 if nothing can be told."""
+    _, number = np.unique(group, return_inverse=True)
+    n = np.bincount(number)
+    x, y = (values - (np.bincount(number, values) / np.maximum(n, 1))[number] for values in (x, y))
+    return float(x @ y / (x @ x)) if x @ x > 0 else 1.0
+
+
+def _average(pieces: _Pieces) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the pieces of one layer have in common, `(before + n_hit,)` of RMS 1 in its body; how loud it is in each of
+    them, and how like it each is."""
     before, around = _samples(BEFORE_S), _samples(LAG_S)
     n_body = before + _samples(BODY_S)
     # Differences from sample to sample: low frequencies, of which rooms are full, would decide everything.
@@ -144,20 +155,20 @@ def _average(pieces: _Pieces) -> tuple[np.ndarray, float]:
     body = np.square(steps[:, around + before : around + n_body]).mean(1)
     clearest = np.argsort(-body / (noise + np.median(noise)))[:SEEDS]
     best = max((_align(pieces.samples, steps, noise, pieces.samples[i, around : around + n_body]) for i in clearest),
-               key=lambda found: found.alike)  # fmt: skip
+               key=lambda found: np.median(found.alike))  # fmt: skip
     whole = np.take_along_axis(pieces.samples, np.arange(before + _samples(HIT_S)) + best.begin[:, None], 1)
     own = np.arange(-before, _samples(HIT_S)) < pieces.own[:, None]
     weight = (best.weight * best.level)[:, None] * own
     hit = (weight * whole).sum(0) / np.maximum((weight * best.level[:, None]).sum(0), 1e-9)
     level = np.sqrt(np.square(hit[before:n_body]).mean())
-    return hit / level, float(level * np.median(best.level))
+    return hit / level, level * best.level, best.alike
 
 
 class _Aligned(NamedTuple):
-    """`alike`: median correlation of pieces with their average. Of each piece: `begin`, the sample where the average
-    begins, its `level` in the average's units, and how much it counts."""
+    """Of each piece: `alike`, its correlation with their average; `begin`, the sample where the average begins in it;
+    its `level` in the average's units; how much it counts."""
 
-    alike: float
+    alike: np.ndarray
     begin: np.ndarray
     level: np.ndarray
     weight: np.ndarray
@@ -178,7 +189,7 @@ def _align(samples: np.ndarray, steps: np.ndarray, noise: np.ndarray, seed: np.n
         weight = np.square(alike) / (noise + np.median(noise))
         pieces = np.take_along_axis(samples, np.arange(n) + begin[:, None], 1)
         average = (weight * level) @ pieces / max((weight * np.square(level)).sum(), 1e-12)
-    return _Aligned(float(np.median(alike)), begin, level, weight)
+    return _Aligned(alike, begin, level, weight)
 
 
 def _whole(hit: np.ndarray, loudest: np.ndarray) -> np.ndarray:
@@ -189,10 +200,9 @@ def _whole(hit: np.ndarray, loudest: np.ndarray) -> np.ndarray:
     into_tail = np.clip((np.arange(n) - first) / (last - first), 0, 1)
     hit = hit * (1 - into_tail) + ratio * into_tail * loudest
     blocks = np.add.reduceat(np.square(hit), np.arange(0, n, step)) / step
-    allowed = np.minimum.accumulate(np.where(np.arange(len(blocks)) * step < last, np.inf, blocks))
-    allowed = np.minimum(allowed, blocks[last // step - 1])
-    allowed[np.arange(len(blocks)) * step < last] = np.inf
-    gain = np.sqrt(np.minimum(1, allowed / np.maximum(blocks, 1e-20)))
+    in_tail = np.arange(len(blocks)) * step >= last
+    allowed = np.minimum.accumulate(np.where(in_tail, blocks, blocks[~in_tail][-1]))
+    gain = np.where(in_tail, np.sqrt(np.minimum(1, allowed / np.maximum(blocks, 1e-20))), 1)
     hit = hit * np.interp(np.arange(n), (np.arange(len(blocks)) + 0.5) * step, gain)
     onset = max(0, np.flatnonzero(np.abs(hit) > 0.1 * np.abs(hit).max())[0] - _samples(0.0005))
     hit = np.pad(hit[onset:], (0, onset))[: _samples(HIT_S)]
