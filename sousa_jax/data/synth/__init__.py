@@ -4,6 +4,7 @@ Everything is a pure function of (seed, split, row), in JAX, on the device:
 
     players → written → performance      key → who plays, what is written, what is played (`Strokes`)
     drums → chain → render               strokes → a random drum, a room, a microphone → waveform
+    learned_drums                        recordings → their drums, in place of random ones
     stream                               the endless rows of a split
     batches                              rows → training batches under jit
     clips · export · request             a fixed set of rows as `Clips`; as a folder in the Hub's layout; one by name
