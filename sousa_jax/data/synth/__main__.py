@@ -7,6 +7,10 @@ A data set in the Hub's layout, which `datasets.load_dataset(DIR)` opens, its sp
 One clip, with `--plot` also a picture beside it: waveform, mel spectrogram, and every stroke:
 
     python -m sousa_jax.data.synth --rudiment=pataflafla --tempo=90 --tier=beginner --out=x.wav [--plot]
+
+The drums of recorded clips, on which training can play (`config.data.synth.drums`; see `learned_drums.py`):
+
+    python -m sousa_jax.data.synth --drums_of=DATA --out=drums.npz
 """
 
 import argparse
@@ -26,7 +30,9 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="a new folder; one clip: x.wav or x.flac")
+    parser.add_argument(
+        "--out", type=pathlib.Path, required=True, help="a new folder; one clip: x.wav or x.flac; drums: x.npz"
+    )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--sample_rate", type=int, default=44_100, help="Hz (default: %(default)s)")
     parser.add_argument("--dialect", default="sousa", help="sousa, notated or mixed (default: %(default)s)")
@@ -41,9 +47,26 @@ def main(argv: list[str] | None = None) -> None:
     one.add_argument("--preset", default="clean_studio", help=f"recording, dialect sousa: {', '.join(PRESET_NAMES)}")
     one.add_argument("--left_lead", action="store_true", help="begin with the other hand")
     one.add_argument("--plot", action="store_true", help="also draw x.png")
+    drums = parser.add_argument_group("drums")
+    drums.add_argument("--drums_of", help="a folder or a Hub id, from whose training clips drums are learnt")
     args = parser.parse_args(argv)
     with one_line_errors():
-        (write_clip if args.rudiment else write_folder)(args)
+        (write_drums if args.drums_of else write_clip if args.rudiment else write_folder)(args)
+
+
+# --------------------------------------------------------------------------------------------------------------- drums
+
+
+def write_drums(args: argparse.Namespace) -> None:
+    from sousa_jax.data import sousa
+    from sousa_jax.data.synth import learned_drums
+    from sousa_jax.files import check_writable
+
+    check_writable(args.out, ".npz")
+    names, learned = learned_drums.learn(sousa.open_clips(args.drums_of, "train"))
+    learned_drums.save(args.out, names, learned)
+    for name, exponent in zip(names, learned.exponent, strict=True):
+        print(f"{name}: level (velocity / 127) ** {exponent:.2f}")
 
 
 # ------------------------------------------------------------------------------------------------------------ one clip

@@ -1,6 +1,6 @@
 """Drums learnt from recordings: what a stroke of each strength sounds like, by itself, on the drums of a data set.
 
-    python -m sousa_jax.data.synth.learned_drums --data=sousa_mini --out=drums.npz
+    python -m sousa_jax.data.synth --drums_of=sousa_mini --out=drums.npz
     python -m sousa_jax.main --config=configs/strokes.py:small --config.data.synth.drums=drums.npz …
 
 Clips of one drum (SOUSA's column `soundfont`) whose strokes are known are cut at every stroke. A sound bank plays
@@ -11,7 +11,6 @@ Strokes of one velocity layer are averaged together, pieces end where the next s
 The synthesizer then plays endless performances on these drums, in rooms of its own.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import zipfile
@@ -26,8 +25,8 @@ import soxr
 from sousa_jax.data.clips import Clips
 from sousa_jax.data.synth.drums import HIT_S, VARIANTS, Drum
 from sousa_jax.data.synth.presets import SOUSA
-from sousa_jax.errors import InputError, one_line_errors
-from sousa_jax.files import check_writable, finished
+from sousa_jax.errors import InputError
+from sousa_jax.files import finished
 
 COLUMN = "soundfont"
 RATE = 16_000  # Hz of what is learnt; nothing above 8 kHz
@@ -227,7 +226,9 @@ def load(path: str | pathlib.Path, sample_rate: int, share: float = 1.0) -> Lear
         with np.load(path, allow_pickle=False) as file:
             hits, exponent = file["hits"], file["exponent"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is no file of learnt drums ({error}); python -m {__spec__.name} writes one") from None
+        raise InputError(
+            f"{path} is no file of learnt drums ({error}); python -m sousa_jax.data.synth --drums_of=DATA writes one"
+        ) from None
     if hits.ndim != 3 or hits.shape != (len(exponent), LAYERS, _samples(HIT_S)) or not np.isfinite(hits).all():
         raise InputError(
             f"{path}: drums of shape {hits.shape}, expected (n, {LAYERS}, {_samples(HIT_S)}); learn them again"
@@ -237,24 +238,3 @@ def load(path: str | pathlib.Path, sample_rate: int, share: float = 1.0) -> Lear
     if sample_rate != RATE:
         rows = np.stack([soxr.resample(np.append(row, [0, 0]), RATE, sample_rate)[:n_hit] for row in rows])
     return LearnedDrums(rows.reshape(len(hits), LAYERS, n_hit).astype(np.float32), exponent.astype(np.float32), share)
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", required=True, help="a folder or a Hub id, whose training clips are taken")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="x.npz")
-    args = parser.parse_args(argv)
-    with one_line_errors():
-        from sousa_jax.data import sousa
-
-        check_writable(args.out, ".npz")
-        names, learned = learn(sousa.open_clips(args.data, "train"))
-        save(args.out, names, learned)
-        for name, exponent in zip(names, learned.exponent, strict=True):
-            print(f"{name}: level (velocity / 127) ** {exponent:.2f}")
-
-
-if __name__ == "__main__":
-    main()
