@@ -134,7 +134,7 @@ def make_batch(
 ) -> dict[str, Any]:
     """The rows `rows`, (B,) int32, of the stream with that key as a batch; see `SynthBatches`.
 
-    To be jitted, all but the first two arguments static.
+    To be jitted, all but the first two arguments and `learned`, which holds arrays, static.
     """
     performances = jax.vmap(lambda row: draw_row(key, row, source))(rows)
     _, place_keys, sound_keys = jax.vmap(lambda row: row_keys(key, row))(rows)
