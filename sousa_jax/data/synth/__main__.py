@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     drums.add_argument("--drums_of", help="a folder or a Hub id, from whose training clips drums are learnt")
     args = parser.parse_args(argv)
     with one_line_errors():
+        if args.drums_of and args.rudiment:
+            raise InputError("--rudiment makes a clip and --drums_of learns drums; give one of them")
         (write_drums if args.drums_of else write_clip if args.rudiment else write_folder)(args)
 
 

@@ -78,6 +78,7 @@ def test_a_data_set_that_our_reader_opens(tmp_path, capsys):
         (["--seed=-1", "--clips=20", "--out=set"], "negative"),
         (["--clips=20", "--out=x.wav"], "--rudiment"),
         (["--clips=20", "--out=set", "--num_cycles=0"], "at least 1"),
+        (["--rudiment=drag", "--drums_of=sousa_mini"], "give one of them"),
     ],
 )
 def test_mistakes_are_one_line(arguments, said, tmp_path, monkeypatch, capsys):
