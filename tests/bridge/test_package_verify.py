@@ -263,7 +263,7 @@ def test_a_changed_mel_constant_is_caught(capsys, packages, run, tmp_path, preci
     """One weight of the mel bank. In half precision the names may all stay the same; the spectrogram does not."""
 
     def edit(spec, operations, weights):
-        (bank,) = (array for name, array in stored(operations, weights).items() if "bank" in name)
+        bank, _ = (array for name, array in stored(operations, weights).items() if "bank" in name)
         bank[bank.argmax()] *= 1.05
 
     code, out, _ = prove(capsys, changed(packages(precision), tmp_path, edit), run)
