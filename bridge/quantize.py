@@ -31,18 +31,24 @@ FEWEST_CLIPS, USUAL_CLIPS = 1_000, 1_500
 UNTOUCHED = ("strokes", "rhythm")  # small, and made of comparisons and powers
 
 
-def compress(package: "ct.models.MLModel", kind: str) -> "ct.models.MLModel":
-    """The package with the weights of its convolutions in fewer bits; itself for `none` and for `w8a8`, whose twin was
-    quantized before the conversion. Small arrays (under 2,048 values) stay as they are."""
+def packing(kind: str) -> "ct.PassPipeline":
+    """The passes of a conversion that stores the weights of convolutions in fewer bits; the usual ones for `none` and
+    for `w8a8`, whose twin was quantized before. Small arrays (under 2,048 values) stay as they are."""
+    import coremltools as ct
     from coremltools.optimize import coreml
 
+    passes = ct.PassPipeline()
     if kind == "int8":
+        name = "compression::linear_quantize_weights"
         config = coreml.OpLinearQuantizerConfig(mode="linear_symmetric", granularity="per_channel")
-        return coreml.linear_quantize_weights(package, coreml.OptimizationConfig(op_type_configs={"conv": config}))
-    if kind in PALETTES:
+    elif kind in PALETTES:
+        name = "compression::palettize_weights"
         config = coreml.OpPalettizerConfig(mode="kmeans", nbits=PALETTES[kind])
-        return coreml.palettize_weights(package, coreml.OptimizationConfig(op_type_configs={"conv": config}))
-    return package
+    else:
+        return passes
+    passes.append_pass(name)
+    passes.set_options(name, {"config": coreml.OptimizationConfig(op_type_configs={"conv": config})})
+    return passes
 
 
 # ------------------------------------------------------------------------------------------------- 8-bit activations

@@ -61,10 +61,6 @@ def ship(args: argparse.Namespace) -> bool:
     if args.out.exists() and not (args.out / "variants.json").is_file():
         raise InputError(f"{args.out} is something else than a shipped run; choose another --out")
     record, _ = publish.finished(args.workdir)
-    hears_strokes = int(record["config"]["model"].get("head") == "strokes")
-    names = [name for name in names if to_coreml.can_be_compressed(VARIANTS[name][1], hears_strokes)]
-    if not names:
-        raise InputError(f"none of {args.variants} can be made of a network that gives strokes; try --variants=fp16")
 
     from bridge import golden, verify  # late: errors in the arguments should not wait for JAX and PyTorch
     from sousa_jax import checkpoint

@@ -91,11 +91,6 @@ def write(args: argparse.Namespace) -> None:
     from sousa_jax import checkpoint
 
     model = checkpoint.load_model(args.workdir)
-    if args.output == "probabilities" and not can_be_compressed(args.quantize, model.config.strokes_per_second):
-        raise InputError(
-            f"coremltools 9.0 fails to make {args.quantize} of a classifier that gives strokes, too; "
-            "choose --quantize=none or --output=logits"
-        )
     digest = checkpoint.digest(model)
     if args.window is not None:
         model = _with_window(model, args.window)
@@ -103,8 +98,9 @@ def write(args: argparse.Namespace) -> None:
     if args.quantize == "w8a8":
         clips = quantize.calibration_clips(record, args.data, model.config.frontend)
         twin = quantize.with_8_bit_activations(twin, clips)
-    package = convert(model, precision=args.precision, output=args.output, target=args.target, twin=twin)
-    package = quantize.compress(package, args.quantize)
+    package = convert(
+        model, precision=args.precision, output=args.output, target=args.target, twin=twin, weights=args.quantize
+    )
     describe(package, model, args, record, summary)
     package.user_defined_metadata["networkSha256"] = digest
     size_mb = _save(package, args.out)
@@ -112,12 +108,6 @@ def write(args: argparse.Namespace) -> None:
     print(f"{args.out}  {size_mb:.1f} MB, {args.precision}, quantized: {args.quantize}")
     print(f"weights  sha256 {package.user_defined_metadata['weightsSha256']}")
     print(f"hears    {spec.window_s:g} s at {spec.sample_rate} Hz: {spec.window_samples} samples as {INPUT!r}")
-
-
-def can_be_compressed(quantization: str, strokes_per_second: int) -> bool:
-    """Whether weights of a classifier can be stored so. What gives strokes beside its classes comes back from
-    coremltools' compression with a list of classes that it cannot write."""
-    return not strokes_per_second or quantization in ("none", "w8a8")
 
 
 def _check_out(out: pathlib.Path, overwrite: bool) -> None:
@@ -135,7 +125,7 @@ def _with_window(model: "Model", window_s: float) -> "Model":
 
 def convert(
     model: "Model", *, precision: str = "fp16", output: str = "probabilities", target: str = "iOS17",
-    twin: "nn.Module | None" = None,
+    twin: "nn.Module | None" = None, weights: str = "none",
 ) -> "ct.models.MLModel":  # fmt: skip
     """The Core ML program of a model, in memory.
 
@@ -145,6 +135,7 @@ def convert(
       output: `probabilities`, a classifier of the 40 slugs, or `logits`.
       target: the oldest system that has to run it.
       twin: what to convert in place of `to_torch.listener(model)`, with the same inputs and outputs.
+      weights: in how many bits they are stored, one of `QUANTIZATIONS`; see `quantize.packing`.
 
     Raises `InputError` for a model that cannot be converted.
     """
@@ -152,7 +143,7 @@ def convert(
     import numpy as np
     import torch
 
-    from bridge import to_torch
+    from bridge import quantize, to_torch
 
     if model.config.num_classes != NUM_CLASSES:
         raise InputError(f"the model has {model.config.num_classes} classes, expected the {NUM_CLASSES} rudiments")
@@ -179,6 +170,7 @@ def convert(
         convert_to="mlprogram",
         classifier_config=ct.ClassifierConfig(list(SLUGS), LABEL, PROBABILITIES) if as_classes else None,
         compute_precision=ct.precision.FLOAT32,  # as it is
+        pass_pipeline=quantize.packing(weights),
         skip_model_load=True,
         **system,
     )

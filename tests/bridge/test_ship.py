@@ -5,7 +5,7 @@ import json
 import pytest
 from test_train import finished_run
 
-from bridge import ship, to_coreml
+from bridge import ship
 from bridge.ship import Row
 from sousa_jax.errors import InputError
 
@@ -57,18 +57,6 @@ def test_refusals(tmp_path, capsys):
         assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
     assert (tmp_path / "thesis" / "chapter1").read_text() == "dear"
-
-
-def test_what_gives_strokes_is_not_compressed(tmp_path, capsys):
-    """coremltools cannot write its list of classes then."""
-    (tmp_path / "run" / "results").mkdir(parents=True)
-    (tmp_path / "run" / "config.json").write_text(json.dumps({"config": {"model": {"head": "strokes"}}}))
-    scores = dict.fromkeys(("balanced_accuracy", "top1", "top5", "macro_f1", "calibration_error"), 0.5)
-    (tmp_path / "run" / "results" / "test_metrics.json").write_text(json.dumps(scores))
-    assert call(f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'new'}", "--variants=int8,palette6") == 2
-    assert "none of int8,palette6 can be made of a network that gives strokes" in capsys.readouterr().err
-    assert to_coreml.can_be_compressed("int8", 0)
-    assert to_coreml.can_be_compressed("none", 200)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from random_models import HEAR_STROKES, drawn_model, mn, small_strokes
 
-from bridge import audit, quantize, to_coreml
+from bridge import audit, to_coreml
 from sousa_jax import checkpoint, models
 from sousa_jax.errors import InputError
 from sousa_jax.models.htsat import HTSATConfig
@@ -110,21 +110,37 @@ def _dtype(op):
 # ------------------------------------------------------------------------------------------------------- quantization
 
 
-def test_8_bit_weights_spare_the_frontend(package):
+def test_8_bit_weights_spare_the_frontend(model):
     """int8 on convolutions alone: what the frontend multiplies with keeps its float32 constants."""
-    small = _main(quantize.compress(package, "int8")).operations
-    compressed = [op for op in small if op.op_type == "constexpr_affine_dequantize"]
-    assert {child.op_type for op in compressed for child in op.outputs[0].child_ops} == {"conv"}
+    small = _main(to_coreml.convert(model, weights="int8")).operations
+    assert _compressed(small, "constexpr_affine_dequantize") == {"conv"}
     constants = [op.y for op in small if op.op_type == "matmul" and op.y.val is not None]
     assert {value.val.dtype for value in constants} == {np.dtype(np.float32)}
 
 
-def test_a_palette_has_as_many_values_as_it_says(package):
-    luts = [
-        op.lut for op in _main(quantize.compress(package, "palette4")).operations if op.op_type.endswith("_to_dense")
-    ]
-    assert luts
-    assert {lut.val.size for lut in luts} == {16}
+def test_a_palette_has_as_many_values_as_it_says(model):
+    small = _main(to_coreml.convert(model, weights="palette4")).operations
+    assert _compressed(small, "constexpr_lut_to_dense") == {"conv"}
+    assert {op.lut.val.size for op in small if op.op_type == "constexpr_lut_to_dense"} == {16}
+
+
+@pytest.mark.parametrize(
+    ("weights", "kind"), [("int8", "constexpr_affine_dequantize"), ("palette6", "constexpr_lut_to_dense")]
+)
+def test_what_gives_strokes_is_made_small_with_its_classes(weights, kind):
+    """coremltools 9.0 cannot compress such a package once it is made: it comes back without its classes."""
+    package = to_coreml.convert(drawn_model("efficientat", mn(window_s=1.0, **HEAR_STROKES)), weights=weights)
+    description = package.get_spec().description
+    assert {o.name for o in description.output} == {"classLabel", "classLabel_probs", "strokes"}
+    operations = _main(package).operations
+    assert _compressed(operations, kind) == {"conv"}
+    (classify,) = (op for op in operations if op.op_type == "classify")
+    assert tuple(classify.classes.val) == SLUGS
+
+
+def _compressed(operations, kind):
+    """What kinds of operations read weights that are stored in that way."""
+    return {child.op_type for op in operations if op.op_type == kind for child in op.outputs[0].child_ops}
 
 
 # ---------------------------------------------------------------------------------------------------------- a program
