@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 PALETTES = {"palette4": 4, "palette6": 6, "palette8": 8}
 FEWEST_CLIPS, USUAL_CLIPS = 1_000, 1_500
-UNTOUCHED = ("strokes", "rhythm")  # small, and made of comparisons and powers
+# Small; of the pyramid's sums eight bits lose what strokes are told by, the rest is made of comparisons and powers.
+UNTOUCHED = ("pyramid", "strokes", "rhythm")
 
 
 def packing(kind: str) -> "ct.PassPipeline":
@@ -64,7 +65,7 @@ def with_8_bit_activations(twin: Listener, windows: Iterable[np.ndarray]) -> Lis
     parts = [name for name, _ in twin.network.named_children() if name in UNTOUCHED]
     config = LinearQuantizerConfig.from_dict(
         {
-            "global_config": {"quantization_scheme": "symmetric", "weight_per_channel": True},
+            "global_config": {"quantization_scheme": "affine", "weight_per_channel": True},
             "module_name_configs": dict.fromkeys(parts),
             "non_traceable_module_names": parts,
         }
