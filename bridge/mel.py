@@ -24,11 +24,11 @@ _FREE = (
 class LogMel(nn.Module):
     """Samples `(n_samples,)` float32 → normalized log-mel spectrogram `(1, 1, n_mels, n_frames)`.
 
-    Constants of the Fourier transform are most of a small network's file, and its products most of the frontend's time;
-    two folds leave a quarter of both. A power spectrum does not see a shift of its frame, and the window is symmetric:
-    taken around its centre, a frame's cosines see only the sum of its halves, its sines only their difference. Of
-    these 2 · quarter samples the far half is the near one's mirror image to every even bin, and minus that to every odd
-    one, or the other way round. Bins that no mel band reads are left out.
+    The Fourier transform's constants are most of a small network's file; two folds leave a third of them, and of its
+    products. A power spectrum does not see a shift of its frame, and the window is symmetric: taken around its centre,
+    a frame's cosines see only the sum of its halves, its sines only their difference. Of these 2 · quarter samples the
+    far half is the near one's mirror image to every even bin, and minus that to every odd one, or the other way round.
+    Bins that no mel band reads are left out.
 
     Raises `InputError` for a spec of another kind.
     """
