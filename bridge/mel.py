@@ -59,10 +59,14 @@ class LogMel(nn.Module):
         x = x[..., 1:] - 0.97 * x[..., :-1]
         x = nn.functional.pad(x, (self.half, self.half, 0, 0), mode="reflect")
         before, after = self._halves(x)
-        near, far = self._fold((after + before) * self.window)
-        near_sine, far_sine = self._fold((after - before) * self.window)
-        even = _power((near + far).matmul(self.even_cosines), (near_sine - far_sine).matmul(self.even_sines))
-        odd = _power((near - far).matmul(self.odd_cosines), (near_sine + far_sine).matmul(self.odd_sines))
+        near_sum, far_sum = self._fold((after + before) * self.window)
+        near_difference, far_difference = self._fold((after - before) * self.window)
+        even = _power(
+            (near_sum + far_sum).matmul(self.even_cosines), (near_difference - far_difference).matmul(self.even_sines)
+        )
+        odd = _power(
+            (near_sum - far_sum).matmul(self.odd_cosines), (near_difference + far_difference).matmul(self.odd_sines)
+        )
         log_mel = torch.log(self.even_bank.matmul(even) + self.odd_bank.matmul(odd) + self.log_offset)
         return (log_mel - self.mean) / self.std
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import clips, drawn_model, mn
+from random_models import HEAR_STROKES, clips, drawn_model, mn
 
 from bridge import quantize, to_torch
 from sousa_jax.errors import InputError
@@ -69,3 +69,18 @@ def test_8_bit_activations_follow_the_network(model):
     assert not np.array_equal(exact, rough)
     # Random weights are a hard case: what all clips have in common is large, and takes most of the 256 steps.
     assert np.corrcoef(exact.ravel(), rough.ravel())[0, 1] > 0.8
+
+
+def test_what_tells_strokes_is_left_exact():
+    """Eight bits of the pyramid's running sums cost more names than nearly all other layers together."""
+    model = drawn_model("efficientat", mn(window_s=1.0, **HEAR_STROKES))
+    twin = to_torch.listener(model)
+    small = quantize.with_8_bit_activations(twin, clips(model.config.frontend)).network
+    for name in ("pyramid", "strokes", "rhythm"):
+        before, after = (dict(getattr(network, name).named_modules()) for network in (twin.network, small))
+        assert {path: type(module) for path, module in after.items()} == {
+            path: type(module) for path, module in before.items()
+        }
+        for path, weight in getattr(twin.network, name).named_parameters():
+            assert torch.equal(getattr(small, name).get_parameter(path), weight)
+    assert any("quantized" in type(module).__module__ for module in small.features.modules()), "the rest is in 8 bits"
